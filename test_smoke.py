@@ -1,0 +1,482 @@
+"""Tests of the scripts as a user meets them: python -m pytest. No network; real MNIST is used where DATA_DIR has it."""
+import contextlib, functools, gzip, hashlib, http.server, itertools, json, math, os, pickle, re, shutil, signal, socket
+import struct, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = sorted(path.stem for path in HERE.glob('*_fast.py'))
+REAL_DATA = Path(os.environ.get('DATA_DIR', 'data')).resolve()
+SYNTHETIC = ('data.name=Synthetic', 'run.device=cpu', 'run.log=log.jsonl')
+
+# What each subprocess loads first. It lets nobody look up another address than this machine's, points torchvision's MNIST
+# to MNIST_AT, and ends a process that imports torchvision without that variable.
+SITECUSTOMIZE = '''
+import importlib.machinery, json, os, resource, sys
+
+if 'LARGEST_FILE' in os.environ:
+    resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(os.environ['LARGEST_FILE']),))
+
+def guard(event, arguments):
+    if event == 'socket.getaddrinfo' and arguments[0] not in ('127.0.0.1', 'localhost'):
+        raise OSError(f'no test goes to {arguments[0]}')
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == 'torchvision' and 'MNIST_AT' not in os.environ:
+            print('torchvision was imported', file=sys.stderr, flush=True)
+            os._exit(9)
+        if name == 'torchvision.datasets.mnist':
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            execute = spec.loader.exec_module
+            def exec_module(module):
+                execute(module)
+                module.MNIST.mirrors, module.MNIST.resources = json.loads(os.environ['MNIST_AT'])
+            spec.loader.exec_module = exec_module
+            return spec
+
+sys.addaudithook(guard)
+sys.meta_path.insert(0, Finder)
+'''
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / 'sets').mkdir()
+    return tmp_path
+
+def start(folder, *arguments, script='mnist_fast.py', **variables):
+    """A process of a script, or of other Python source, that works in folder and has its data in folder/sets."""
+    (folder / 'site').mkdir(exist_ok=True)
+    (folder / 'site/sitecustomize.py').write_text(SITECUSTOMIZE)
+    env = os.environ | {'PYTHONPATH': str(folder / 'site'), 'DATA_DIR': str(folder / 'sets'), 'no_proxy': '*'} | variables
+    # A shell's background job is born deaf to SIGINT, and so would be its children.
+    return subprocess.Popen([sys.executable, HERE / script, *arguments], cwd=folder, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+def finish(process, status=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, out + err
+    assert 'Traceback' not in out + err
+    return out, err
+
+def run(folder, *arguments, **variables):
+    """A run that ends well -> its stdout."""
+    out, err = finish(start(folder, *arguments, **variables))
+    return out
+
+def fail(folder, *arguments, status=1, **variables):
+    """A run that ends before training -> its one line on stderr."""
+    out, err = finish(start(folder, *arguments, **variables), status)
+    assert err.count('\n') == 1 and err.endswith('\n'), err
+    assert 'summary' not in out and not re.search(r'^ +0 +\d', out, re.M), out
+    return err
+
+def fail_each(folder, cases, status=1):
+    """As fail, for several lists of arguments, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda arguments: fail(folder, *arguments, status=status), cases))
+
+def summary(text):
+    """The summary, which is the last line -> a dict."""
+    line = text.splitlines()[-1]
+    number = r'(\d+\.\d+|nan)'
+    form = (rf'summary  script=(\w+)  runs=(\d+)  acc={number}  std={number}  ci99={number}  time_s={number}  '
+            rf'target={number}  met=(yes|no|open)')
+    script, runs, *numbers, met = re.fullmatch(form, line).groups()
+    return {'script': script, 'runs': int(runs), 'met': met,
+            **dict(zip(('acc', 'std', 'ci99', 'time_s', 'target'), map(float, numbers)))}
+
+def read_log(path):
+    """-> headers, run lines"""
+    def refuse(constant):
+        raise ValueError(f'{constant} is not JSON')
+    lines = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    return [line for line in lines if 'hyp' in line], [line for line in lines if 'acc' in line]
+
+def make_set(labels, test_labels, classes=3, noise=20):
+    """A data file's content: each class is a pattern of 7 x 7 fields that a network soon tells from the others."""
+    generator = torch.Generator().manual_seed(1)
+    patterns = torch.randint(40, 216, (classes, 1, 7, 7), generator=generator).float()
+    patterns = F.interpolate(patterns, scale_factor=4)
+    def images(labels):
+        return (patterns[labels] + noise * torch.randn(len(labels), 1, 28, 28, generator=generator)).clamp(0, 255).byte()
+    return {'train': {'images': images(labels), 'labels': labels.clone()},
+            'test': {'images': images(test_labels), 'labels': test_labels.clone()},
+            'classes': [f'class {index}' for index in range(classes)]}
+
+@functools.cache
+def internals():
+    names = {'__name__': 'mnist_fast', '__file__': str(HERE / 'mnist_fast.py')}
+    exec((HERE / 'mnist_fast.py').read_text(), names)
+    return names
+
+# ---------------------------------------------------------------- a run
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """Two runs on generated images -> their folder, their stdout."""
+    folder = tmp_path_factory.mktemp('finished')
+    return folder, run(folder, *SYNTHETIC, 'run.runs=2', 'run.seed=7')
+
+def test_a_run_learns(finished):
+    folder, out = finished
+    (header,), runs = read_log(folder / 'log.jsonl')
+    result = summary(out)
+    assert (result['script'], result['runs'], result['target']) == ('mnist_fast', 2, header['hyp']['run']['target'])
+    assert result['acc'] > 0.5  # chance is 0.1
+    assert abs(result['acc'] - (runs[0]['acc'] + runs[1]['acc']) / 2) < 2e-5
+    assert abs(result['time_s'] - (runs[0]['time_s'] + runs[1]['time_s']) / 2) < 2e-3
+    assert len(re.findall(r'^ +[01] +[78] ', out, re.M)) == 2  # the table
+
+def test_the_log(finished):
+    folder, out = finished
+    (header,), runs = read_log(folder / 'log.jsonl')
+    assert set(header) == {'session', 'script', 'code', 'hyp', 'device', 'torch', 'threads', 'command'}
+    assert header['script'] == 'mnist_fast' and header['code'] == (HERE / 'mnist_fast.py').read_text()
+    assert (header['device'], header['torch']) == ('cpu', torch.__version__)
+    assert type(header['threads']) is int and all(argument in header['command'] for argument in SYNTHETIC)
+    assert header['hyp']['data']['name'] == 'Synthetic' and header['hyp']['run']['seed'] == 7
+    assert json.loads((folder / 'log.jsonl').read_text().splitlines()[0]) == header
+    assert [line['seed'] for line in runs] == [7, 8]
+    for line in runs:
+        assert set(line) == {'session', 'seed', 'acc', 'acc_plain', 'loss', 'time_s', 'total_s', 'steps', 'curve'}
+        assert line['session'] == header['session']
+        assert 0.5 < line['acc'] <= 1 and 0.5 < line['acc_plain'] <= 1 and 0 < line['loss'] < 2.3
+        assert 0 < line['time_s'] < line['total_s'] < 300
+        steps, losses = zip(*line['curve'])
+        assert all(type(step) is int for step in steps) and all(type(loss) is float for loss in losses)
+        assert type(line['steps']) is int and 1 <= steps[0] and steps[-1] <= line['steps']
+        assert list(steps) == sorted(set(steps)) and len(steps) > 2
+        assert losses[0] > losses[-1]
+
+def test_a_seed_gives_a_result_to_the_last_bit(finished, folder):
+    _, (seed7, seed8) = read_log(finished[0] / 'log.jsonl')
+    run(folder, *SYNTHETIC, 'run.runs=1', 'run.seed=8')
+    _, (again,) = read_log(folder / 'log.jsonl')
+    same = [again[key] == seed8[key] for key in ('loss', 'acc', 'acc_plain', 'curve', 'steps')]
+    assert all(same), (again, seed8)
+    assert again['loss'] != seed7['loss'] and again['curve'] != seed7['curve']
+
+def test_a_diverging_run_says_where(folder):
+    out, err = finish(start(folder, *SYNTHETIC, 'opt.lr=1e30', 'run.seed=7', 'run.runs=3'), status=1)
+    assert err.count('\n') == 1 and re.search(r'\b7\b.*\bstep \d+\b', err), err
+    (header,), runs = read_log(folder / 'log.jsonl')
+    assert not runs and 'summary' not in out
+
+def test_ctrl_c_ends_with_the_summary(folder):
+    process, log = start(folder, *SYNTHETIC, 'run.runs=1000'), folder / 'log.jsonl'
+    while not log.exists() or log.read_text().count('\n') < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = finish(process, status=130)
+    headers, runs = read_log(log)
+    assert err == '' and len(headers) == 1 and 1 <= len(runs) < 1000
+    assert summary(out)['runs'] == len(runs)
+    assert [line['seed'] for line in runs] == list(range(len(runs)))
+
+@pytest.mark.skipif(not (REAL_DATA / 'MNIST.pt').exists(), reason='DATA_DIR has no MNIST.pt')
+def test_real_mnist(folder):
+    assert summary(run(folder, 'run.runs=1', DATA_DIR=str(REAL_DATA)))['acc'] > 0.987
+
+# ---------------------------------------------------------------- overrides
+
+def test_overrides_take_effect(finished, folder):
+    """Also a set of the user's own, with three classes."""
+    labels = torch.arange(1000) % 3
+    torch.save(make_set(labels, labels[:300]), folder / 'sets/Mine.pt')
+    mine = ('data.name=Mine', 'run.log=log.jsonl', 'run.runs=1', 'run.target=0')
+    outs = [run(folder, *mine, 'opt.epochs=20'), run(folder, *mine, 'opt.epochs=1e-5', "run.device='cpu'")]
+    (many, least), runs = read_log(folder / 'log.jsonl')
+    assert summary(outs[0])['acc'] > 0.9 and summary(outs[0])['target'] == 0
+    assert [line['session'] for line in runs] == [many['session'], least['session']]
+    assert runs[0]['steps'] >= 10 and runs[1]['steps'] == 1  # however short, a run takes a step
+    (defaults,), _ = read_log(finished[0] / 'log.jsonl')
+    expected = defaults['hyp'] | {'opt': defaults['hyp']['opt'] | {'epochs': 20.0}}
+    expected['data'] = expected['data'] | {'name': 'Mine', 'dir': str(folder / 'sets')}
+    expected['run'] = expected['run'] | {'device': 'auto', 'runs': 1, 'seed': many['hyp']['run']['seed'], 'target': 0.0}
+    assert many['hyp'] == expected
+    assert (least['hyp']['opt']['epochs'], least['hyp']['run']['device']) == (1e-5, 'cpu')
+
+def test_wrong_overrides(folder):
+    cases = {'opt.epoch=2': 'opt.epochs', 'batch_size=64': 'opt.batch_size', '--help': '', 'opt.epochs=fast': 'float',
+             'run.runs=2.5': 'int', 'run.compile=1': 'bool', 'data.shape=28': 'tuple', 'opt.lr={[]}': 'float'}
+    for argument, line in zip(cases, fail_each(folder, [(argument,) for argument in cases], status=2)):
+        assert argument in line and cases[argument] in line, line
+
+# ---------------------------------------------------------------- data
+
+def idx(array):
+    """uint8 [n] or [n, 28, 28] in the format of MNIST's own files."""
+    return gzip.compress(struct.pack(f'>HBB{array.ndim}I', 0, 8, array.ndim, *array.shape) + array.numpy().tobytes())
+
+@contextlib.contextmanager
+def served(files):
+    """Serves {name: bytes} on this machine -> the variable that sends torchvision's MNIST there."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(files[self.path.strip('/')])
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        resources = [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()]
+        yield {'MNIST_AT': json.dumps([[f'http://127.0.0.1:{server.server_port}/'], resources])}
+        server.shutdown()
+
+def test_torchvision_fetches_what_is_missing(folder):
+    sizes, files, sent = {'train': 300, 't10k': 100}, {}, {}
+    for part, size in sizes.items():
+        sent[part] = torch.randint(256, (size, 28, 28), dtype=torch.uint8), torch.arange(size, dtype=torch.uint8) % 10
+        for array, kind in zip(sent[part], ('images-idx3', 'labels-idx1')):
+            files[f'{part}-{kind}-ubyte.gz'] = idx(array)
+    with served(files) as variables:
+        # Room for each file that torchvision downloads, but not for all images in one.
+        out, err = finish(start(folder, LARGEST_FILE='280000', **variables), status=1)
+    assert 'MNIST.pt' in err.splitlines()[-1] and not out
+    assert not [path for path in folder.rglob('*') if path.suffix in ('.pt', '.part')]
+    assert summary(run(folder, 'run.runs=1', **variables))['runs'] == 1  # of the downloaded files: the server is down
+    data = torch.load(folder / 'sets/MNIST.pt', weights_only=True)
+    assert set(data) == {'train', 'test', 'classes'} and len(data['classes']) == 10
+    assert all(type(name) is str for name in data['classes'])
+    for split, (images, labels) in zip(('train', 'test'), sent.values()):
+        assert data[split]['images'].dtype == torch.uint8 and data[split]['labels'].dtype == torch.int64
+        assert torch.equal(data[split]['images'], images[:, None]) and torch.equal(data[split]['labels'], labels.long())
+    assert not list(folder.rglob('*.part'))
+    shutil.rmtree(folder / 'sets/MNIST')  # what torchvision downloaded
+    assert summary(run(folder, 'run.runs=1'))['runs'] == 1
+
+def test_no_network_and_no_file(folder):
+    with socket.socket() as unused:  # bound, but nobody listens
+        unused.bind(('127.0.0.1', 0))
+        mirror = f'http://127.0.0.1:{unused.getsockname()[1]}/'
+        line = fail(folder, 'run.runs=1', 'data.dir=here', MNIST_AT=json.dumps([[mirror], [('train-images.gz', '0')]]))
+    assert 'here/MNIST.pt' in line and 'refused' in line and 'data.name=Synthetic' in line, line
+    assert not [path for path in folder.rglob('*') if path.suffix in ('.pt', '.part', '.gz')]
+
+class Harm:
+    """A pickle that makes a folder as it is loaded."""
+    def __init__(self, path):
+        self.path = str(path)
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+def test_faulty_files(folder):
+    """Each gets one line that names it and its fault, and is left as it was."""
+    def change(split, key, value):
+        return good | {split: good[split] | {key: value}}
+    labels = torch.arange(60) % 3
+    good = make_set(labels, labels)
+    faults = {
+        'Foreign': (torch.zeros(3), ''),
+        'Partial': ({'train': good['train'], 'classes': good['classes']}, 'test'),
+        'Wide': (change('train', 'images', torch.zeros(60, 1, 32, 32, dtype=torch.uint8)), '32'),
+        'Float': (change('test', 'images', torch.zeros(60, 1, 28, 28)), 'float32'),
+        'Short': (change('train', 'labels', labels[:50]), '50'),
+        'High': (change('test', 'labels', labels + 1), '3'),
+        'Low': (change('train', 'labels', labels - 1), '-1'),
+        'Empty': (make_set(labels[:0], labels), ''),
+        'Harm': (good | {'classes': Harm(folder / 'harmed')}, 'mkdir'),
+    }
+    for name, (content, _) in faults.items():
+        torch.save(content, folder / f'sets/{name}.pt')
+    torch.save(good, folder / 'sets/Cut.pt')
+    raw = {'Cut': (folder / 'sets/Cut.pt').read_bytes()[:-2000], 'Text': b'no data here\n', 'Nothing': b'',
+           'Pickle': pickle.dumps(Harm(folder / 'harmed'))}
+    for name, content in raw.items():
+        (folder / f'sets/{name}.pt').write_bytes(content)
+    names = [*faults, *raw]
+    before = [(folder / f'sets/{name}.pt').read_bytes() for name in names]
+    lines = fail_each(folder, [(f'data.name={name}',) for name in names])
+    assert [(folder / f'sets/{name}.pt').read_bytes() for name in names] == before
+    for name, line in zip(names, lines):
+        path = f'sets/{name}.pt'
+        fault = line.partition(path)[2]
+        assert path in line and len(fault) > 20 and len(line) < 500, line
+        assert name in raw or faults[name][1] in fault, line
+    assert len(list(folder.rglob('*.pt'))) == len(names) and not (folder / 'harmed').exists()
+    torch.load(folder / 'sets/Harm.pt', weights_only=False)
+    assert (folder / 'harmed').exists()  # so the pickle was harmful
+
+def test_holdout_is_the_last_training_images(folder):
+    """Class 2 is seen in the last half of the held-out images only; all the test labels are wrong."""
+    labels = torch.cat((torch.arange(1200) % 2, torch.full((100,), 2)))
+    data = make_set(labels, labels)
+    data['test']['labels'] = (labels + 1) % 3
+    torch.save(data, folder / 'sets/Mine.pt')
+    mine = 'data.name=Mine', 'opt.epochs=20', 'run.runs=1'
+    # Half, and not nothing (the test set), nor all (the first images, or images that were trained on).
+    assert abs(summary(run(folder, *mine, 'run.holdout=200'))['acc'] - 0.5) < 0.05
+    assert summary(run(folder, *mine))['acc'] < 0.05
+
+# ---------------------------------------------------------------- the mathematics
+
+def test_distortion(monkeypatch):
+    """Two ramps show where each pixel is taken from; there, a slow look-up takes it too."""
+    distort, aug, limits = internals()['distort'], internals()['hyp']['aug'], {'shift': 2.0, 'turn': 10.0, 'zoom': 0.1}
+    images = torch.randint(256, (300, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    plain = distort(images)
+    side = plain.shape[-1]
+    edge = (28 - side) // 2
+    assert not any(aug.values()) and torch.allclose(plain, images[..., edge:-edge, edge:-edge].float(), atol=0.01)
+    for key, limit in limits.items():
+        monkeypatch.setitem(aug, key, limit)
+    ramp = (8 * torch.arange(28)).byte().expand(28, 28)
+    torch.manual_seed(0)
+    x_y = distort(torch.stack((ramp, ramp.T)).expand(300, -1, -1, -1)) / 8  # [n, 2, side, side], in pixels
+    x_y = x_y[..., side // 2 - 1:side // 2 + 1, side // 2 - 1:side // 2 + 1]
+    middle, right, down = x_y.mean((2, 3)), x_y.diff(dim=3).mean((2, 3)), x_y.diff(dim=2).mean((2, 3))
+    assert torch.allclose(down, torch.stack((-right[:, 1], right[:, 0]), 1), atol=1e-3)  # nothing is sheared or mirrored
+    for values, limit in ((middle[:, 0] - 13.5, 2), (middle[:, 1] - 13.5, 2), (right.norm(dim=1) - 1, 0.1),
+                          (torch.atan2(right[:, 1], right[:, 0]).rad2deg(), 10)):
+        assert 0.95 * limit < values.max() < 1.01 * limit and -0.95 * limit > values.min() > -1.01 * limit
+    torch.manual_seed(0)
+    distorted = distort(images)
+    for image, (row, column) in itertools.product(range(3), itertools.product(range(side), repeat=2)):
+        offset = (column - (side - 1) / 2) * right[image] + (row - (side - 1) / 2) * down[image]
+        x, y = (middle[image] + offset).tolist()
+        value = 0
+        for near_x, near_y in itertools.product((math.floor(x), math.floor(x) + 1), (math.floor(y), math.floor(y) + 1)):
+            if 0 <= near_x < 28 and 0 <= near_y < 28:
+                value += (1 - abs(x - near_x)) * (1 - abs(y - near_y)) * images[image, 0, near_y, near_x].item()
+        assert distorted[image, 0, row, column].item() == pytest.approx(value, abs=0.5)
+
+def test_orthogonalization():
+    """The singular vectors stay; the singular values come near 1, whatever the matrix was multiplied with."""
+    for shape, scale in (((32, 256), 1.0), ((64, 512), 1e-4), ((10, 64), 1e4)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        left, _, right = torch.linalg.svd(x, full_matrices=False)
+        values = left.T @ internals()['orthogonalize'](scale * x) @ right.T
+        assert 0.5 < values.diag().min() and values.diag().max() < 1.5
+        assert (values - values.diag().diag()).abs().max() < 1e-3
+
+# ---------------------------------------------------------------- a notebook
+
+# Runs a cell as IPython does, and keeps its last error as IPython does.
+NOTEBOOK = '''
+import _thread, gc, json, sys, threading, time
+cells = json.load(open('cells.json'))
+sys.argv = ['ipykernel_launcher.py', '-f', '/x/kernel.json']
+names = {'__name__': '__main__', 'get_ipython': lambda: None, 'In': ['']}
+
+def run(name):
+    names['In'].append(cells[name])
+    try:
+        exec(compile(cells[name], '<cell>', 'exec'), names)
+    except BaseException as error:
+        sys.last_value = error
+        return error
+
+def held():
+    gc.collect()
+    tensor = names['torch'].Tensor
+    return sum(x.nbytes for x in gc.get_objects() if issubclass(type(x), tensor) and x.nbytes > 100_000)
+
+def interrupt():
+    while not open('long.jsonl', 'a+').tell() or open('long.jsonl').read().count(chr(10)) < 2:
+        time.sleep(0.005)
+    _thread.interrupt_main()
+
+say = {'good': [repr(run('good'))], 'held': [held()]}
+
+def run_again():
+    say['good'].append(repr(run('good')))
+    say['held'].append(held())
+
+run_again()
+say['shown'] = run('faulty')._render_traceback_()
+run_again()
+threading.Thread(target=interrupt).start()
+say['interrupted'] = repr(run('long'))
+run_again()
+json.dump(say, open('say.json', 'w'))
+'''
+
+def test_a_notebook_cell(folder):
+    def cell(**values):
+        text = (HERE / 'mnist_fast.py').read_text()
+        for key, value in values.items():
+            text, count = re.subn(rf"^(        '{key}': )[^,]+,", rf'\g<1>{value!r},', text, flags=re.M)
+            assert count == 1, key
+        return text
+    labels = torch.arange(2000) % 3
+    faulty = make_set(labels, labels)
+    faulty['test']['labels'] += 1
+    torch.save(faulty, folder / 'sets/Faulty.pt')
+    cells = {'good': cell(name='Synthetic', runs=1, log='log.jsonl'), 'faulty': cell(name='Faulty', log='log.jsonl'),
+             'long': cell(name='Synthetic', runs=1000, log='long.jsonl')}
+    (folder / 'cells.json').write_text(json.dumps(cells))
+    (folder / 'notebook.py').write_text(NOTEBOOK)
+    out = run(folder, script=folder / 'notebook.py')
+    say = json.loads((folder / 'say.json').read_text())
+    headers, runs = read_log(folder / 'log.jsonl')
+    assert say['good'] == ['None'] * 4 and len(headers) == len(runs) == 4
+    assert all(line['curve'] == runs[0]['curve'] for line in runs)
+    assert all(header['code'] == cells['good'] for header in headers)
+    assert len(say['shown']) == 1 and 'Faulty.pt' in say['shown'][0] and '\n' not in say['shown'][0]
+    finished = len(read_log(folder / 'long.jsonl')[1])
+    assert re.search(rf'^summary .* runs={finished} ', out, re.M) and '130' in say['interrupted']
+    # Bytes of large tensors that are still alive: after the first run, after another, after an error and another, and
+    # after Ctrl-C and another.
+    assert max(say['held'][1:]) <= say['held'][0], say['held']
+
+# ---------------------------------------------------------------- the log and the summary
+
+def test_a_log_that_cannot_be_written(folder):
+    for path, line in zip(('/dev/full', 'missing/log.jsonl'), fail_each(folder, [
+            ('data.name=Synthetic', 'run.log=/dev/full'), ('data.name=Synthetic', 'run.log=missing/log.jsonl')])):
+        assert path in line, line
+
+def test_no_runs_summarises_the_log(finished, folder):
+    """The last start, and those of the same code and hyp, each seed once."""
+    (header,), (line, _) = read_log(finished[0] / 'log.jsonl')
+    def lines(session, accs, times, **opt):
+        start = header | {'session': session, 'hyp': header['hyp'] | {'opt': header['hyp']['opt'] | opt}}
+        return [start] + [line | {'session': session, 'seed': seed, 'acc': acc, 'time_s': times}
+                          for seed, acc in accs.items()]
+    log = (lines('a', {0: 0.991, 1: 0.992}, 1.0) + lines('b', {0: 0.5, 3: 0.5}, 9.0, epochs=9.0)
+           + lines('c', {1: 0.992, 2: 0.993}, 2.0))
+    text = ''.join(json.dumps(line) + '\n' for line in log)
+    (folder / 'log.jsonl').write_text(text)
+    result = summary(run(folder, 'run.runs=0', 'run.log=log.jsonl'))
+    assert (result['runs'], result['acc'], result['std'], result['time_s']) == (3, 0.992, 0.001, 2.0)
+    assert (folder / 'log.jsonl').read_text() == text
+
+def test_no_runs_and_no_log(finished, folder):
+    (header,), _ = read_log(finished[0] / 'log.jsonl')
+    contents = {'empty': b'', 'binary': bytes(range(256)), 'list': b'[1]\n', 'header': json.dumps(header).encode() + b'\n'}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    names = [*contents, 'missing']
+    for name, line in zip(names, fail_each(folder, [('run.runs=0', f'run.log={name}') for name in names])):
+        assert name in line, line
+
+def test_student():
+    table = {1: (3.0777, 6.3138, 31.8205, 63.6567), 2: (1.8856, 2.9200, 6.9646, 9.9248),
+             9: (1.3830, 1.8331, 2.8214, 3.2498), 29: (1.3114, 1.6991, 2.4620, 2.7564),
+             99: (1.2902, 1.6604, 2.3646, 2.6264)}
+    for df, row in table.items():
+        quantile, probability = internals()['student'](df)
+        for p, t in zip((0.9, 0.95, 0.99, 0.995), row):
+            assert quantile(p) == pytest.approx(t, rel=1e-3) and quantile(1 - p) == pytest.approx(-t, rel=1e-3)
+            assert probability(t) == pytest.approx(p, abs=1e-5) and probability(-t) == pytest.approx(1 - p, abs=1e-5)
+        assert probability(0) == pytest.approx(0.5) and probability(1e9) == pytest.approx(1)
+
+def test_summary_by_hand():
+    """With accuracies m - 0.0002, m, m + 0.0002: std 0.0002, standard error 0.0002 / sqrt(3) = 0.00011547, and the
+    quantile of Student's t at 0.995 with 2 degrees of freedom is 9.9248, so ci99 is 0.00114602. Over the target of 0.99
+    by 0.0012: t = 10.39, P = 1/2 + t / (2 sqrt(2 + t**2)) = 0.9954 > 0.99. By 0.0002: t = 1.732, P = 0.887. By 0.0006:
+    t = 5.196, P = 0.982, where a normal distribution would say yes."""
+    def line(*accs):
+        return summary(internals()['summarize']([{'acc': acc, 'time_s': s} for acc, s in zip(accs, (9.0, 1.0, 2.0))]))
+    for mean, met in ((0.9912, 'yes'), (0.9902, 'open'), (0.9888, 'no'), (0.9906, 'open')):
+        result = line(mean + 0.0002, mean - 0.0002, mean)
+        assert result == {'script': 'mnist_fast', 'runs': 3, 'acc': mean, 'std': 0.0002, 'ci99': 0.00115, 'time_s': 2.0,
+                          'target': 0.99, 'met': met}
+    assert line(0.992)['met'] == 'open' and line(0.992)['acc'] == 0.992 and line(0.992)['time_s'] == 9.0
+    assert (line(0.992, 0.992)['met'], line(0.988, 0.988)['met']) == ('yes', 'no')
