@@ -28,11 +28,11 @@ hyp = {
             'zoom': 0.0},               # 0.1: 90 to 110 %, likewise
     'net': {'crop': 20,                 # pixels, 12 to 28: the middle that the network sees; a digit fills 20 x 20
             'widths': (16, 32, 64)},    # filters of the two convolutions, units of the hidden layer
-    'opt': {'epochs': 1.0,              # passes over the training images
+    'opt': {'epochs': 0.9,              # passes over the training images
             'batch_size': 192,          # images that a step learns from
             'candidates': 4,            # batches that a step draws, to learn from their hardest images; 1: from all
             'head_start': 0.25,         # share of the steps that draw one batch; after them the first layer stays fixed
-            'lr': 0.3,                  # peak learning rate of the inner weights
+            'lr': 0.25,                 # peak learning rate of the inner weights
             'head_lr': 0.04,            # of the last layer's weights
             'bias_lr': 3e-4,            # of the biases
             'momentum': 0.6,            # Nesterov's, 0 to 1

@@ -1,6 +1,6 @@
 """Tests of the scripts as a user meets them: python -m pytest. No network; real MNIST is used where DATA_DIR has it."""
-import contextlib, functools, gzip, hashlib, http.server, itertools, json, math, os, pickle, re, shutil, signal, socket
-import struct, subprocess, sys, threading, time
+import functools, gzip, hashlib, http.server, itertools, json, math, os, pickle, re, shutil, signal, socket, struct
+import subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,17 +9,13 @@ import torch
 import torch.nn.functional as F
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = sorted(path.stem for path in HERE.glob('*_fast.py'))
 REAL_DATA = Path(os.environ.get('DATA_DIR', 'data')).resolve()
-SYNTHETIC = ('data.name=Synthetic', 'run.device=cpu', 'run.log=log.jsonl')
+SYNTHETIC = 'data.name=Synthetic', 'run.device=cpu', 'run.log=log.jsonl'
 
-# What each subprocess loads first. It lets nobody look up another address than this machine's, points torchvision's MNIST
-# to MNIST_AT, and ends a process that imports torchvision without that variable.
+# What each subprocess loads first. It lets nobody look up another address than this machine's, points torchvision's
+# MNIST to MNIST_AT, and ends a process that imports torchvision without that variable.
 SITECUSTOMIZE = '''
 import importlib.machinery, json, os, resource, sys
-
-if 'LARGEST_FILE' in os.environ:
-    resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(os.environ['LARGEST_FILE']),))
 
 def guard(event, arguments):
     if event == 'socket.getaddrinfo' and arguments[0] not in ('127.0.0.1', 'localhost'):
@@ -41,6 +37,8 @@ class Finder:
 
 sys.addaudithook(guard)
 sys.meta_path.insert(0, Finder)
+if 'LARGEST_FILE' in os.environ:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ['LARGEST_FILE']),) * 2)
 '''
 
 @pytest.fixture
@@ -52,22 +50,20 @@ def start(folder, *arguments, script='mnist_fast.py', **variables):
     """A process of a script, or of other Python source, that works in folder and has its data in folder/sets."""
     (folder / 'site').mkdir(exist_ok=True)
     (folder / 'site/sitecustomize.py').write_text(SITECUSTOMIZE)
-    env = os.environ | {'PYTHONPATH': str(folder / 'site'), 'DATA_DIR': str(folder / 'sets'), 'no_proxy': '*'} | variables
+    env = os.environ | {'PYTHONPATH': str(folder / 'site'), 'DATA_DIR': str(folder / 'sets'), 'no_proxy': '*'}
     # A shell's background job is born deaf to SIGINT, and so would be its children.
-    return subprocess.Popen([sys.executable, HERE / script, *arguments], cwd=folder, env=env, text=True,
+    return subprocess.Popen([sys.executable, HERE / script, *arguments], cwd=folder, env=env | variables, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 def finish(process, status=0):
     out, err = process.communicate(timeout=300)
-    assert process.returncode == status, out + err
-    assert 'Traceback' not in out + err
+    assert process.returncode == status and 'Traceback' not in out + err, out + err
     return out, err
 
 def run(folder, *arguments, **variables):
     """A run that ends well -> its stdout."""
-    out, err = finish(start(folder, *arguments, **variables))
-    return out
+    return finish(start(folder, *arguments, **variables))[0]
 
 def fail(folder, *arguments, status=1, **variables):
     """A run that ends before training -> its one line on stderr."""
@@ -83,31 +79,23 @@ def fail_each(folder, cases, status=1):
 
 def summary(text):
     """The summary, which is the last line -> a dict."""
-    line = text.splitlines()[-1]
-    number = r'(\d+\.\d+|nan)'
-    form = (rf'summary  script=(\w+)  runs=(\d+)  acc={number}  std={number}  ci99={number}  time_s={number}  '
-            rf'target={number}  met=(yes|no|open)')
-    script, runs, *numbers, met = re.fullmatch(form, line).groups()
-    return {'script': script, 'runs': int(runs), 'met': met,
-            **dict(zip(('acc', 'std', 'ci99', 'time_s', 'target'), map(float, numbers)))}
+    keys, number = ('acc', 'std', 'ci99', 'time_s', 'target'), r'(\d+\.\d+|nan)'
+    form = r'summary  script=(\w+)  runs=(\d+)  ' + '  '.join(f'{key}={number}' for key in keys) + '  met=(yes|no|open)'
+    script, runs, *numbers, met = re.fullmatch(form, text.splitlines()[-1]).groups()
+    return {'script': script, 'runs': int(runs), **dict(zip(keys, map(float, numbers))), 'met': met}
 
 def read_log(path):
     """-> headers, run lines"""
-    def refuse(constant):
-        raise ValueError(f'{constant} is not JSON')
-    lines = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]  # NaN is not JSON
     return [line for line in lines if 'hyp' in line], [line for line in lines if 'acc' in line]
 
-def make_set(labels, test_labels, classes=3, noise=20):
-    """A data file's content: each class is a pattern of 7 x 7 fields that a network soon tells from the others."""
-    generator = torch.Generator().manual_seed(1)
-    patterns = torch.randint(40, 216, (classes, 1, 7, 7), generator=generator).float()
-    patterns = F.interpolate(patterns, scale_factor=4)
+def make_set(labels, test_labels):
+    """A data file's content: three classes, each a pattern of 7 x 7 fields that a network soon tells from the rest."""
+    patterns = F.interpolate(torch.rand(3, 1, 7, 7, generator=torch.Generator().manual_seed(1)), scale_factor=4)
     def images(labels):
-        return (patterns[labels] + noise * torch.randn(len(labels), 1, 28, 28, generator=generator)).clamp(0, 255).byte()
-    return {'train': {'images': images(labels), 'labels': labels.clone()},
-            'test': {'images': images(test_labels), 'labels': test_labels.clone()},
-            'classes': [f'class {index}' for index in range(classes)]}
+        return (40 + 160 * patterns[labels] + 50 * torch.rand(len(labels), 1, 28, 28)).byte()
+    return {'train': {'images': images(labels), 'labels': labels}, 'classes': ['ant', 'bee', 'cat'],
+            'test': {'images': images(test_labels), 'labels': test_labels}}
 
 @functools.cache
 def internals():
@@ -115,58 +103,54 @@ def internals():
     exec((HERE / 'mnist_fast.py').read_text(), names)
     return names
 
-# ---------------------------------------------------------------- a run
-
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-    """Two runs on generated images -> their folder, their stdout."""
+    """Two runs on generated images -> their stdout, their log's text, its header, its run lines."""
     folder = tmp_path_factory.mktemp('finished')
-    return folder, run(folder, *SYNTHETIC, 'run.runs=2', 'run.seed=7')
+    out = run(folder, *SYNTHETIC, 'run.runs=2', 'run.seed=7')
+    (header,), lines = read_log(folder / 'log.jsonl')
+    return out, (folder / 'log.jsonl').read_text(), header, lines
 
-def test_a_run_learns(finished):
-    folder, out = finished
-    (header,), runs = read_log(folder / 'log.jsonl')
+def test_a_run_learns_and_says_so(finished):
+    out, _, header, lines = finished
     result = summary(out)
     assert (result['script'], result['runs'], result['target']) == ('mnist_fast', 2, header['hyp']['run']['target'])
     assert result['acc'] > 0.5  # chance is 0.1
-    assert abs(result['acc'] - (runs[0]['acc'] + runs[1]['acc']) / 2) < 2e-5
-    assert abs(result['time_s'] - (runs[0]['time_s'] + runs[1]['time_s']) / 2) < 2e-3
+    assert abs(result['acc'] - (lines[0]['acc'] + lines[1]['acc']) / 2) < 2e-5
+    assert abs(result['time_s'] - (lines[0]['time_s'] + lines[1]['time_s']) / 2) < 2e-3
     assert len(re.findall(r'^ +[01] +[78] ', out, re.M)) == 2  # the table
 
 def test_the_log(finished):
-    folder, out = finished
-    (header,), runs = read_log(folder / 'log.jsonl')
+    _, text, header, lines = finished
+    assert [json.loads(line) for line in text.splitlines()] == [header, *lines]
     assert set(header) == {'session', 'script', 'code', 'hyp', 'device', 'torch', 'threads', 'command'}
     assert header['script'] == 'mnist_fast' and header['code'] == (HERE / 'mnist_fast.py').read_text()
     assert (header['device'], header['torch']) == ('cpu', torch.__version__)
     assert type(header['threads']) is int and all(argument in header['command'] for argument in SYNTHETIC)
-    assert header['hyp']['data']['name'] == 'Synthetic' and header['hyp']['run']['seed'] == 7
-    assert json.loads((folder / 'log.jsonl').read_text().splitlines()[0]) == header
-    assert [line['seed'] for line in runs] == [7, 8]
-    for line in runs:
+    assert header['hyp']['data']['name'] == 'Synthetic' and [line['seed'] for line in lines] == [7, 8]
+    for line in lines:
         assert set(line) == {'session', 'seed', 'acc', 'acc_plain', 'loss', 'time_s', 'total_s', 'steps', 'curve'}
         assert line['session'] == header['session']
         assert 0.5 < line['acc'] <= 1 and 0.5 < line['acc_plain'] <= 1 and 0 < line['loss'] < 2.3
         assert 0 < line['time_s'] < line['total_s'] < 300
         steps, losses = zip(*line['curve'])
-        assert all(type(step) is int for step in steps) and all(type(loss) is float for loss in losses)
-        assert type(line['steps']) is int and 1 <= steps[0] and steps[-1] <= line['steps']
-        assert list(steps) == sorted(set(steps)) and len(steps) > 2
+        assert {type(step) for step in (*steps, line['steps'])} == {int} and {type(loss) for loss in losses} == {float}
+        assert 1 <= steps[0] and steps[-1] <= line['steps'] and list(steps) == sorted(set(steps)) and len(steps) > 2
         assert losses[0] > losses[-1]
 
 def test_a_seed_gives_a_result_to_the_last_bit(finished, folder):
-    _, (seed7, seed8) = read_log(finished[0] / 'log.jsonl')
+    seed7, seed8 = finished[-1]
     run(folder, *SYNTHETIC, 'run.runs=1', 'run.seed=8')
     _, (again,) = read_log(folder / 'log.jsonl')
-    same = [again[key] == seed8[key] for key in ('loss', 'acc', 'acc_plain', 'curve', 'steps')]
-    assert all(same), (again, seed8)
+    for key in ('loss', 'acc', 'acc_plain', 'curve', 'steps'):
+        assert again[key] == seed8[key], key
     assert again['loss'] != seed7['loss'] and again['curve'] != seed7['curve']
 
 def test_a_diverging_run_says_where(folder):
     out, err = finish(start(folder, *SYNTHETIC, 'opt.lr=1e30', 'run.seed=7', 'run.runs=3'), status=1)
     assert err.count('\n') == 1 and re.search(r'\b7\b.*\bstep \d+\b', err), err
-    (header,), runs = read_log(folder / 'log.jsonl')
-    assert not runs and 'summary' not in out
+    (header,), lines = read_log(folder / 'log.jsonl')
+    assert not lines and 'summary' not in out
 
 def test_ctrl_c_ends_with_the_summary(folder):
     process, log = start(folder, *SYNTHETIC, 'run.runs=1000'), folder / 'log.jsonl'
@@ -175,49 +159,48 @@ def test_ctrl_c_ends_with_the_summary(folder):
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     out, err = finish(process, status=130)
-    headers, runs = read_log(log)
-    assert err == '' and len(headers) == 1 and 1 <= len(runs) < 1000
-    assert summary(out)['runs'] == len(runs)
-    assert [line['seed'] for line in runs] == list(range(len(runs)))
+    (header,), lines = read_log(log)
+    assert err == '' and summary(out)['runs'] == len(lines) < 1000
+    assert [line['seed'] for line in lines] == list(range(len(lines)))
 
 @pytest.mark.skipif(not (REAL_DATA / 'MNIST.pt').exists(), reason='DATA_DIR has no MNIST.pt')
 def test_real_mnist(folder):
     assert summary(run(folder, 'run.runs=1', DATA_DIR=str(REAL_DATA)))['acc'] > 0.987
 
-# ---------------------------------------------------------------- overrides
-
 def test_overrides_take_effect(finished, folder):
-    """Also a set of the user's own, with three classes."""
+    """On a user's own set, with three classes."""
     labels = torch.arange(1000) % 3
     torch.save(make_set(labels, labels[:300]), folder / 'sets/Mine.pt')
-    mine = ('data.name=Mine', 'run.log=log.jsonl', 'run.runs=1', 'run.target=0')
-    outs = [run(folder, *mine, 'opt.epochs=20'), run(folder, *mine, 'opt.epochs=1e-5', "run.device='cpu'")]
-    (many, least), runs = read_log(folder / 'log.jsonl')
-    assert summary(outs[0])['acc'] > 0.9 and summary(outs[0])['target'] == 0
-    assert [line['session'] for line in runs] == [many['session'], least['session']]
-    assert runs[0]['steps'] >= 10 and runs[1]['steps'] == 1  # however short, a run takes a step
-    (defaults,), _ = read_log(finished[0] / 'log.jsonl')
-    expected = defaults['hyp'] | {'opt': defaults['hyp']['opt'] | {'epochs': 20.0}}
-    expected['data'] = expected['data'] | {'name': 'Mine', 'dir': str(folder / 'sets')}
-    expected['run'] = expected['run'] | {'device': 'auto', 'runs': 1, 'seed': many['hyp']['run']['seed'], 'target': 0.0}
-    assert many['hyp'] == expected
+    mine = 'data.name=Mine', 'run.log=log.jsonl', 'run.runs=1', 'run.target=0'
+    result = summary(run(folder, *mine, 'opt.epochs=20'))
+    run(folder, *mine, 'opt.epochs=1e-5', "run.device='cpu'")
+    (long, least), lines = read_log(folder / 'log.jsonl')
+    assert result['acc'] > 0.9 and result['target'] == 0
+    assert [line['session'] for line in lines] == [long['session'], least['session']]
+    assert lines[0]['steps'] > 5 and lines[1]['steps'] == 1  # however short, a run takes a step
+    expected = finished[2]['hyp']
+    for group, values in {'opt': {'epochs': 20.0}, 'data': {'name': 'Mine', 'dir': str(folder / 'sets')},
+                          'run': {'device': 'auto', 'runs': 1, 'seed': 0, 'target': 0.0}}.items():
+        expected = expected | {group: expected[group] | values}
+    assert long['hyp'] == expected
     assert (least['hyp']['opt']['epochs'], least['hyp']['run']['device']) == (1e-5, 'cpu')
 
 def test_wrong_overrides(folder):
-    cases = {'opt.epoch=2': 'opt.epochs', 'batch_size=64': 'opt.batch_size', '--help': '', 'opt.epochs=fast': 'float',
-             'run.runs=2.5': 'int', 'run.compile=1': 'bool', 'data.shape=28': 'tuple', 'opt.lr={[]}': 'float'}
+    cases = {'opt.epoch=2': 'opt.epochs', '--help': '', 'opt.epochs=fast': 'float', 'run.runs=2.5': 'int',
+             'run.compile=1': 'bool', 'opt.lr={[]}': 'float'}
     for argument, line in zip(cases, fail_each(folder, [(argument,) for argument in cases], status=2)):
         assert argument in line and cases[argument] in line, line
-
-# ---------------------------------------------------------------- data
 
 def idx(array):
     """uint8 [n] or [n, 28, 28] in the format of MNIST's own files."""
     return gzip.compress(struct.pack(f'>HBB{array.ndim}I', 0, 8, array.ndim, *array.shape) + array.numpy().tobytes())
 
-@contextlib.contextmanager
-def served(files):
-    """Serves {name: bytes} on this machine -> the variable that sends torchvision's MNIST there."""
+def test_torchvision_fetches_what_is_missing(folder):
+    files, sent = {}, {}
+    for split, part, size in (('train', 'train', 300), ('test', 't10k', 100)):
+        images, labels = torch.randint(256, (size, 28, 28)).byte(), (torch.arange(size) % 10).byte()
+        sent[split] = {'images': images[:, None], 'labels': labels.long()}
+        files |= {f'{part}-images-idx3-ubyte.gz': idx(images), f'{part}-labels-idx1-ubyte.gz': idx(labels)}
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
@@ -226,27 +209,17 @@ def served(files):
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
         threading.Thread(target=server.serve_forever).start()
         resources = [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()]
-        yield {'MNIST_AT': json.dumps([[f'http://127.0.0.1:{server.server_port}/'], resources])}
+        mirror = {'MNIST_AT': json.dumps([[f'http://127.0.0.1:{server.server_port}/'], resources])}
+        # There is room for each file that torchvision downloads, but not for all images in one.
+        out, err = finish(start(folder, LARGEST_FILE='280000', **mirror), status=1)
         server.shutdown()
-
-def test_torchvision_fetches_what_is_missing(folder):
-    sizes, files, sent = {'train': 300, 't10k': 100}, {}, {}
-    for part, size in sizes.items():
-        sent[part] = torch.randint(256, (size, 28, 28), dtype=torch.uint8), torch.arange(size, dtype=torch.uint8) % 10
-        for array, kind in zip(sent[part], ('images-idx3', 'labels-idx1')):
-            files[f'{part}-{kind}-ubyte.gz'] = idx(array)
-    with served(files) as variables:
-        # Room for each file that torchvision downloads, but not for all images in one.
-        out, err = finish(start(folder, LARGEST_FILE='280000', **variables), status=1)
-    assert 'MNIST.pt' in err.splitlines()[-1] and not out
+    assert 'MNIST.pt' in err.splitlines()[-1] and 'summary' not in out
     assert not [path for path in folder.rglob('*') if path.suffix in ('.pt', '.part')]
-    assert summary(run(folder, 'run.runs=1', **variables))['runs'] == 1  # of the downloaded files: the server is down
+    assert summary(run(folder, 'run.runs=1', **mirror))['runs'] == 1  # the server is down: from the downloaded files
     data = torch.load(folder / 'sets/MNIST.pt', weights_only=True)
-    assert set(data) == {'train', 'test', 'classes'} and len(data['classes']) == 10
-    assert all(type(name) is str for name in data['classes'])
-    for split, (images, labels) in zip(('train', 'test'), sent.values()):
-        assert data[split]['images'].dtype == torch.uint8 and data[split]['labels'].dtype == torch.int64
-        assert torch.equal(data[split]['images'], images[:, None]) and torch.equal(data[split]['labels'], labels.long())
+    for split, key in itertools.product(sent, ('images', 'labels')):
+        assert data[split][key].dtype == sent[split][key].dtype and torch.equal(data[split][key], sent[split][key])
+    assert set(data) == {*sent, 'classes'} and [type(name) for name in data['classes']] == 10 * [str]
     assert not list(folder.rglob('*.part'))
     shutil.rmtree(folder / 'sets/MNIST')  # what torchvision downloaded
     assert summary(run(folder, 'run.runs=1'))['runs'] == 1
@@ -268,39 +241,31 @@ class Harm:
 
 def test_faulty_files(folder):
     """Each gets one line that names it and its fault, and is left as it was."""
-    def change(split, key, value):
-        return good | {split: good[split] | {key: value}}
-    labels = torch.arange(60) % 3
+    labels, harm = torch.arange(60) % 3, Harm(folder / 'harmed')
     good = make_set(labels, labels)
-    faults = {
+    def change(split, **values):
+        return good | {split: good[split] | values}
+    faults = {  # and what the line says of them
         'Foreign': (torch.zeros(3), ''),
-        'Partial': ({'train': good['train'], 'classes': good['classes']}, 'test'),
-        'Wide': (change('train', 'images', torch.zeros(60, 1, 32, 32, dtype=torch.uint8)), '32'),
-        'Float': (change('test', 'images', torch.zeros(60, 1, 28, 28)), 'float32'),
-        'Short': (change('train', 'labels', labels[:50]), '50'),
-        'High': (change('test', 'labels', labels + 1), '3'),
-        'Low': (change('train', 'labels', labels - 1), '-1'),
-        'Empty': (make_set(labels[:0], labels), ''),
-        'Harm': (good | {'classes': Harm(folder / 'harmed')}, 'mkdir'),
+        'Wide': (change('train', images=torch.zeros(60, 1, 32, 32).byte()), '32'),
+        'Short': (change('train', labels=labels[:50]), '50'),
+        'High': (change('test', labels=labels + 1), '3'),
+        'Low': (change('train', labels=labels - 1), '-1'),
+        'Harm': (good | {'classes': harm}, 'mkdir'),
+        'Cut': (good, ''), 'Text': (b'no data here\n', ''), 'Pickle': (pickle.dumps(harm), ''),
     }
+    paths = {name: folder / f'sets/{name}.pt' for name in faults}
     for name, (content, _) in faults.items():
-        torch.save(content, folder / f'sets/{name}.pt')
-    torch.save(good, folder / 'sets/Cut.pt')
-    raw = {'Cut': (folder / 'sets/Cut.pt').read_bytes()[:-2000], 'Text': b'no data here\n', 'Nothing': b'',
-           'Pickle': pickle.dumps(Harm(folder / 'harmed'))}
-    for name, content in raw.items():
-        (folder / f'sets/{name}.pt').write_bytes(content)
-    names = [*faults, *raw]
-    before = [(folder / f'sets/{name}.pt').read_bytes() for name in names]
-    lines = fail_each(folder, [(f'data.name={name}',) for name in names])
-    assert [(folder / f'sets/{name}.pt').read_bytes() for name in names] == before
-    for name, line in zip(names, lines):
-        path = f'sets/{name}.pt'
-        fault = line.partition(path)[2]
-        assert path in line and len(fault) > 20 and len(line) < 500, line
-        assert name in raw or faults[name][1] in fault, line
-    assert len(list(folder.rglob('*.pt'))) == len(names) and not (folder / 'harmed').exists()
-    torch.load(folder / 'sets/Harm.pt', weights_only=False)
+        paths[name].write_bytes(content) if type(content) is bytes else torch.save(content, paths[name])
+    paths['Cut'].write_bytes(paths['Cut'].read_bytes()[:-2000])
+    before = [path.read_bytes() for path in paths.values()]
+    lines = fail_each(folder, [(f'data.name={name}',) for name in faults])
+    assert [path.read_bytes() for path in paths.values()] == before and set(folder.rglob('*.pt')) == set(paths.values())
+    for (name, (_, said)), line in zip(faults.items(), lines):
+        _, path, fault = line.partition(f'sets/{name}.pt')
+        assert path and said in fault and 20 < len(fault) < 500, line
+    assert not (folder / 'harmed').exists()
+    torch.load(paths['Harm'], weights_only=False)
     assert (folder / 'harmed').exists()  # so the pickle was harmful
 
 def test_holdout_is_the_last_training_images(folder):
@@ -314,147 +279,43 @@ def test_holdout_is_the_last_training_images(folder):
     assert abs(summary(run(folder, *mine, 'run.holdout=200'))['acc'] - 0.5) < 0.05
     assert summary(run(folder, *mine))['acc'] < 0.05
 
-# ---------------------------------------------------------------- the mathematics
-
 def test_distortion(monkeypatch):
     """Two ramps show where each pixel is taken from; there, a slow look-up takes it too."""
-    distort, aug, limits = internals()['distort'], internals()['hyp']['aug'], {'shift': 2.0, 'turn': 10.0, 'zoom': 0.1}
-    images = torch.randint(256, (300, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    distort, aug = internals()['distort'], internals()['hyp']['aug']
+    images = torch.randint(256, (300, 1, 28, 28)).byte()
     plain = distort(images)
     side = plain.shape[-1]
     edge = (28 - side) // 2
     assert not any(aug.values()) and torch.allclose(plain, images[..., edge:-edge, edge:-edge].float(), atol=0.01)
-    for key, limit in limits.items():
+    for key, limit in {'shift': 2.0, 'turn': 10.0, 'zoom': 0.1}.items():
         monkeypatch.setitem(aug, key, limit)
     ramp = (8 * torch.arange(28)).byte().expand(28, 28)
     torch.manual_seed(0)
     x_y = distort(torch.stack((ramp, ramp.T)).expand(300, -1, -1, -1)) / 8  # [n, 2, side, side], in pixels
     x_y = x_y[..., side // 2 - 1:side // 2 + 1, side // 2 - 1:side // 2 + 1]
     middle, right, down = x_y.mean((2, 3)), x_y.diff(dim=3).mean((2, 3)), x_y.diff(dim=2).mean((2, 3))
-    assert torch.allclose(down, torch.stack((-right[:, 1], right[:, 0]), 1), atol=1e-3)  # nothing is sheared or mirrored
+    assert torch.allclose(down, torch.stack((-right[:, 1], right[:, 0]), 1), atol=1e-3)  # not sheared, not mirrored
     for values, limit in ((middle[:, 0] - 13.5, 2), (middle[:, 1] - 13.5, 2), (right.norm(dim=1) - 1, 0.1),
                           (torch.atan2(right[:, 1], right[:, 0]).rad2deg(), 10)):
         assert 0.95 * limit < values.max() < 1.01 * limit and -0.95 * limit > values.min() > -1.01 * limit
     torch.manual_seed(0)
     distorted = distort(images)
-    for image, (row, column) in itertools.product(range(3), itertools.product(range(side), repeat=2)):
+    for image, row, column in itertools.product(range(3), range(side), range(side)):
         offset = (column - (side - 1) / 2) * right[image] + (row - (side - 1) / 2) * down[image]
-        x, y = (middle[image] + offset).tolist()
-        value = 0
+        (x, y), value = (middle[image] + offset).tolist(), 0
         for near_x, near_y in itertools.product((math.floor(x), math.floor(x) + 1), (math.floor(y), math.floor(y) + 1)):
-            if 0 <= near_x < 28 and 0 <= near_y < 28:
+            if 0 <= near_x < 28 and 0 <= near_y < 28:  # there is nothing outside
                 value += (1 - abs(x - near_x)) * (1 - abs(y - near_y)) * images[image, 0, near_y, near_x].item()
         assert distorted[image, 0, row, column].item() == pytest.approx(value, abs=0.5)
 
 def test_orthogonalization():
-    """The singular vectors stay; the singular values come near 1, whatever the matrix was multiplied with."""
+    """The singular vectors stay; the singular values come near 1, whatever the matrix was multiplied by."""
     for shape, scale in (((32, 256), 1.0), ((64, 512), 1e-4), ((10, 64), 1e4)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         left, _, right = torch.linalg.svd(x, full_matrices=False)
         values = left.T @ internals()['orthogonalize'](scale * x) @ right.T
         assert 0.5 < values.diag().min() and values.diag().max() < 1.5
         assert (values - values.diag().diag()).abs().max() < 1e-3
-
-# ---------------------------------------------------------------- a notebook
-
-# Runs a cell as IPython does, and keeps its last error as IPython does.
-NOTEBOOK = '''
-import _thread, gc, json, sys, threading, time
-cells = json.load(open('cells.json'))
-sys.argv = ['ipykernel_launcher.py', '-f', '/x/kernel.json']
-names = {'__name__': '__main__', 'get_ipython': lambda: None, 'In': ['']}
-
-def run(name):
-    names['In'].append(cells[name])
-    try:
-        exec(compile(cells[name], '<cell>', 'exec'), names)
-    except BaseException as error:
-        sys.last_value = error
-        return error
-
-def held():
-    gc.collect()
-    tensor = names['torch'].Tensor
-    return sum(x.nbytes for x in gc.get_objects() if issubclass(type(x), tensor) and x.nbytes > 100_000)
-
-def interrupt():
-    while not open('long.jsonl', 'a+').tell() or open('long.jsonl').read().count(chr(10)) < 2:
-        time.sleep(0.005)
-    _thread.interrupt_main()
-
-say = {'good': [repr(run('good'))], 'held': [held()]}
-
-def run_again():
-    say['good'].append(repr(run('good')))
-    say['held'].append(held())
-
-run_again()
-say['shown'] = run('faulty')._render_traceback_()
-run_again()
-threading.Thread(target=interrupt).start()
-say['interrupted'] = repr(run('long'))
-run_again()
-json.dump(say, open('say.json', 'w'))
-'''
-
-def test_a_notebook_cell(folder):
-    def cell(**values):
-        text = (HERE / 'mnist_fast.py').read_text()
-        for key, value in values.items():
-            text, count = re.subn(rf"^(        '{key}': )[^,]+,", rf'\g<1>{value!r},', text, flags=re.M)
-            assert count == 1, key
-        return text
-    labels = torch.arange(2000) % 3
-    faulty = make_set(labels, labels)
-    faulty['test']['labels'] += 1
-    torch.save(faulty, folder / 'sets/Faulty.pt')
-    cells = {'good': cell(name='Synthetic', runs=1, log='log.jsonl'), 'faulty': cell(name='Faulty', log='log.jsonl'),
-             'long': cell(name='Synthetic', runs=1000, log='long.jsonl')}
-    (folder / 'cells.json').write_text(json.dumps(cells))
-    (folder / 'notebook.py').write_text(NOTEBOOK)
-    out = run(folder, script=folder / 'notebook.py')
-    say = json.loads((folder / 'say.json').read_text())
-    headers, runs = read_log(folder / 'log.jsonl')
-    assert say['good'] == ['None'] * 4 and len(headers) == len(runs) == 4
-    assert all(line['curve'] == runs[0]['curve'] for line in runs)
-    assert all(header['code'] == cells['good'] for header in headers)
-    assert len(say['shown']) == 1 and 'Faulty.pt' in say['shown'][0] and '\n' not in say['shown'][0]
-    finished = len(read_log(folder / 'long.jsonl')[1])
-    assert re.search(rf'^summary .* runs={finished} ', out, re.M) and '130' in say['interrupted']
-    # Bytes of large tensors that are still alive: after the first run, after another, after an error and another, and
-    # after Ctrl-C and another.
-    assert max(say['held'][1:]) <= say['held'][0], say['held']
-
-# ---------------------------------------------------------------- the log and the summary
-
-def test_a_log_that_cannot_be_written(folder):
-    for path, line in zip(('/dev/full', 'missing/log.jsonl'), fail_each(folder, [
-            ('data.name=Synthetic', 'run.log=/dev/full'), ('data.name=Synthetic', 'run.log=missing/log.jsonl')])):
-        assert path in line, line
-
-def test_no_runs_summarises_the_log(finished, folder):
-    """The last start, and those of the same code and hyp, each seed once."""
-    (header,), (line, _) = read_log(finished[0] / 'log.jsonl')
-    def lines(session, accs, times, **opt):
-        start = header | {'session': session, 'hyp': header['hyp'] | {'opt': header['hyp']['opt'] | opt}}
-        return [start] + [line | {'session': session, 'seed': seed, 'acc': acc, 'time_s': times}
-                          for seed, acc in accs.items()]
-    log = (lines('a', {0: 0.991, 1: 0.992}, 1.0) + lines('b', {0: 0.5, 3: 0.5}, 9.0, epochs=9.0)
-           + lines('c', {1: 0.992, 2: 0.993}, 2.0))
-    text = ''.join(json.dumps(line) + '\n' for line in log)
-    (folder / 'log.jsonl').write_text(text)
-    result = summary(run(folder, 'run.runs=0', 'run.log=log.jsonl'))
-    assert (result['runs'], result['acc'], result['std'], result['time_s']) == (3, 0.992, 0.001, 2.0)
-    assert (folder / 'log.jsonl').read_text() == text
-
-def test_no_runs_and_no_log(finished, folder):
-    (header,), _ = read_log(finished[0] / 'log.jsonl')
-    contents = {'empty': b'', 'binary': bytes(range(256)), 'list': b'[1]\n', 'header': json.dumps(header).encode() + b'\n'}
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    names = [*contents, 'missing']
-    for name, line in zip(names, fail_each(folder, [('run.runs=0', f'run.log={name}') for name in names])):
-        assert name in line, line
 
 def test_student():
     table = {1: (3.0777, 6.3138, 31.8205, 63.6567), 2: (1.8856, 2.9200, 6.9646, 9.9248),
@@ -474,9 +335,94 @@ def test_summary_by_hand():
     t = 5.196, P = 0.982, where a normal distribution would say yes."""
     def line(*accs):
         return summary(internals()['summarize']([{'acc': acc, 'time_s': s} for acc, s in zip(accs, (9.0, 1.0, 2.0))]))
-    for mean, met in ((0.9912, 'yes'), (0.9902, 'open'), (0.9888, 'no'), (0.9906, 'open')):
-        result = line(mean + 0.0002, mean - 0.0002, mean)
-        assert result == {'script': 'mnist_fast', 'runs': 3, 'acc': mean, 'std': 0.0002, 'ci99': 0.00115, 'time_s': 2.0,
-                          'target': 0.99, 'met': met}
-    assert line(0.992)['met'] == 'open' and line(0.992)['acc'] == 0.992 and line(0.992)['time_s'] == 9.0
+    for mean, met in ((0.9912, 'yes'), (0.9902, 'open'), (0.9906, 'open'), (0.9888, 'no')):
+        assert line(mean + 0.0002, mean - 0.0002, mean) == {
+            'script': 'mnist_fast', 'runs': 3, 'acc': mean, 'std': 0.0002, 'ci99': 0.00115, 'time_s': 2.0,
+            'target': 0.99, 'met': met}
+    assert (line(0.992)['met'], line(0.992)['acc'], line(0.992)['time_s']) == ('open', 0.992, 9.0)
     assert (line(0.992, 0.992)['met'], line(0.988, 0.988)['met']) == ('yes', 'no')
+
+def test_no_runs_summarises_the_log(finished, folder):
+    """The last start, and those of the same code and hyp, each seed once."""
+    header, (line, _) = finished[2:]
+    def lines(session, accs, time_s, **opt):
+        start = header | {'session': session, 'hyp': header['hyp'] | {'opt': header['hyp']['opt'] | opt}}
+        runs = [line | {'session': session, 'seed': seed, 'acc': acc, 'time_s': time_s} for seed, acc in accs.items()]
+        return ''.join(json.dumps(line) + '\n' for line in [start, *runs])
+    text = (lines('a', {0: 0.991, 1: 0.992}, 1.0) + lines('b', {0: 0.5, 3: 0.5}, 9.0, epochs=9.0)
+            + lines('c', {1: 0.992, 2: 0.993}, 2.0))
+    (folder / 'log.jsonl').write_text(text)
+    result = summary(run(folder, 'run.runs=0', 'run.log=log.jsonl'))
+    assert (result['runs'], result['acc'], result['std'], result['time_s']) == (3, 0.992, 0.001, 2.0)
+    assert (folder / 'log.jsonl').read_text() == text
+
+def test_logs_that_cannot_be_used(finished, folder):
+    """A path that cannot be written to, found before training; what cannot be summarised."""
+    (folder / 'empty').write_text('')
+    (folder / 'words').write_text('no log\n')
+    (folder / 'header').write_text(finished[1].splitlines()[0] + '\n')
+    logs = [('/dev/full', 1), ('missing/log.jsonl', 1), ('empty', 0), ('words', 0), ('header', 0), ('missing', 0)]
+    cases = [('data.name=Synthetic', f'run.log={path}', f'run.runs={runs}') for path, runs in logs]
+    for (path, _), line in zip(logs, fail_each(folder, cases)):
+        assert path in line, line
+
+# Runs a cell as IPython does, and keeps its last error as IPython does.
+NOTEBOOK = '''
+import _thread, gc, json, os, sys, threading, time
+cells = json.load(open('cells.json'))
+sys.argv = ['ipykernel_launcher.py', '-f', '/x/kernel.json']
+names = {'__name__': '__main__', 'get_ipython': lambda: None, 'In': ['']}
+say = {'good': [], 'held': []}
+
+def run(name):
+    names['In'].append(cells[name])
+    try:
+        exec(compile(cells[name], '<cell>', 'exec'), names)
+    except BaseException as error:
+        sys.last_value = error
+        return error
+
+def run_again():
+    say['good'].append(repr(run('good')))
+    gc.collect()
+    tensor = names['torch'].Tensor
+    say['held'].append(sum(x.nbytes for x in gc.get_objects() if issubclass(type(x), tensor) and x.nbytes > 100_000))
+
+def interrupt():
+    while not os.path.exists('long.jsonl') or open('long.jsonl').read().count(chr(10)) < 2:
+        time.sleep(0.005)
+    _thread.interrupt_main()
+
+run_again()
+run_again()
+say['shown'] = run('faulty')._render_traceback_()
+run_again()
+threading.Thread(target=interrupt).start()
+say['interrupted'] = repr(run('long'))
+run_again()
+json.dump(say, open('say.json', 'w'))
+'''
+
+def test_a_notebook_cell(folder):
+    def cell(**values):
+        text = (HERE / 'mnist_fast.py').read_text()
+        for key, value in values.items():
+            text = re.sub(rf"('{key}': )('\w*'|\d+)", rf'\g<1>{value!r}', text, count=1)
+        return text
+    labels = torch.arange(2000) % 3
+    torch.save(make_set(labels, labels) | {'classes': ['ant', 'bee']}, folder / 'sets/Faulty.pt')
+    cells = {'good': cell(name='Synthetic', runs=1, log='log.jsonl'), 'faulty': cell(name='Faulty', log='log.jsonl'),
+             'long': cell(name='Synthetic', runs=1000, log='long.jsonl')}
+    (folder / 'cells.json').write_text(json.dumps(cells))
+    (folder / 'notebook.py').write_text(NOTEBOOK)
+    out = run(folder, script=folder / 'notebook.py')
+    say = json.loads((folder / 'say.json').read_text())
+    headers, lines = read_log(folder / 'log.jsonl')
+    assert say['good'] == 4 * ['None'] and len(headers) == len(lines) == 4
+    assert all(header['code'] == cells['good'] for header in headers)
+    assert all(line['curve'] == lines[0]['curve'] for line in lines)
+    assert len(say['shown']) == 1 and 'Faulty.pt' in say['shown'][0] and '\n' not in say['shown'][0]
+    runs = len(read_log(folder / 'long.jsonl')[1])
+    assert re.search(rf'^summary .* runs={runs} ', out, re.M) and '130' in say['interrupted']
+    # Bytes of large tensors still alive after the first run, another, an error and another, Ctrl-C and another.
+    assert max(say['held'][1:]) <= say['held'][0], say['held']
