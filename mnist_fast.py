@@ -7,7 +7,7 @@ HEADLINE
 """
 import time
 STARTED = time.perf_counter()  # total_s counts from here, the imports included
-import ast, difflib, json, math, os, sys
+import ast, contextlib, difflib, json, math, os, sys
 
 import numpy as np
 import torch
@@ -64,6 +64,8 @@ def override(arguments):
     """Sets values of hyp from strings like 'opt.epochs=2'. Raises Stop, status 2, on an unknown key or a wrong type."""
     known = {f'{group}.{name}': value for group, values in hyp.items() for name, value in values.items()}
     for argument in arguments:
+        if argument in ('-h', '--help'):
+            raise Stop(__doc__, 0)
         key, _, text = argument.partition('=')
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
@@ -130,6 +132,9 @@ def load_data(device):
         if name != 'Synthetic' and not os.path.exists(path):
             download(name, path)
         data = synthesize(shape) if name == 'Synthetic' else torch.load(path, weights_only=True)
+        if holdout:  # the last training images stand in for the test set
+            data['test'] = {key: values[-holdout:] for key, values in data['train'].items()}
+            data['train'] = {key: values[:-holdout] for key, values in data['train'].items()}
         for split in ('train', 'test'):
             images, labels, count = data[split]['images'], data[split]['labels'], len(data['classes'])
             if (images.dtype, labels.dtype, *images.shape) != (torch.uint8, torch.int64, len(labels), *shape):
@@ -140,9 +145,6 @@ def load_data(device):
     except Exception as error:  # of many types: no network, no such set, a full disk, a file cut short or with code
         raise Stop(f'{path}: {type(error).__name__}: {" ".join(str(error).split())[:200]} '
                    f'(generated images need neither file nor network: python {SCRIPT}.py data.name=Synthetic)', 1)
-    if holdout:  # the last training images stand in for the test set
-        data['test'] = {key: values[-holdout:] for key, values in data['train'].items()}
-        data['train'] = {key: values[:-holdout] for key, values in data['train'].items()}
     for split in ('train', 'test'):
         data[split] = {key: values.to(device) for key, values in data[split].items()}
     return data
@@ -203,9 +205,9 @@ def orthogonalize(x):
     return x
 
 @torch.no_grad()
-def update(parameters, velocities, peaks, rate):
+def update(parameters, velocities, average, peaks, rate):
     """One step, in place: Muon (Jordan, 2024) for weights, their filters as rows, SGD for biases, both with Nesterov
-    momentum. rate, float32 [1], is the share of the peak learning rates. What has no gradient stays as it is."""
+    momentum; what has no gradient stays. rate, float32 [1], is the share of the peak learning rates."""
     momentum = hyp['opt']['momentum']
     for parameter, velocity, peak in zip(parameters, velocities, peaks):
         if parameter.grad is not None:
@@ -214,6 +216,7 @@ def update(parameters, velocities, peaks, rate):
             if parameter.ndim > 1:
                 change = orthogonalize(change.flatten(1)).view(parameter.shape)
             parameter.addcmul_(change, rate, value=-peak)
+    torch._foreach_lerp_(average, parameters, 1 - hyp['ema']['decay'])
 
 def schedule(steps):
     """Each step's share of the peak learning rates, float32 [steps]: a triangle."""
@@ -223,13 +226,15 @@ def schedule(steps):
 #############################################
 #                 Training                  #
 #############################################
-def capture(function, device):
-    """A CUDA graph of function, which costs one launch; elsewhere function itself."""
+def capture(function, device, counters):
+    """A CUDA graph of function, which costs one launch; elsewhere function itself. counters are tensors."""
     if device.type != 'cuda':
         return function
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):  # libraries choose their kernels and take their memory
+            torch._foreach_zero_(counters)
             function()
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
@@ -248,7 +253,7 @@ def make_train(data, device, dtype):
     if hyp['run']['compile']:
         torch._dynamo.config.suppress_errors = True  # where it fails it says so and goes on without
         net[0].compile(), net[1].compile()
-    half = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    half = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     parameters, head = list(net.parameters()), net[1][5].weight
     peaks = [opt['bias_lr'] if p.ndim == 1 else opt['head_lr'] if p is head else opt['lr'] for p in parameters]
     velocities, average = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
@@ -274,8 +279,7 @@ def make_train(data, device, dtype):
                 x, y = x[hardest], y[hardest]
             loss = F.cross_entropy(net[1](x), y, label_smoothing=opt['label_smoothing'], reduction='sum')
         loss.backward()  # of the sum, as the mean's gradients get lost in float16
-        update(parameters, velocities, peaks, rates[step_index])
-        torch._foreach_lerp_(average, parameters, 1 - hyp['ema']['decay'])
+        update(parameters, velocities, average, peaks, rates[step_index])
         losses[step_index] = loss.detach() / batch_size
         step_index.add_(1)
 
@@ -286,7 +290,7 @@ def make_train(data, device, dtype):
     @torch.no_grad()
     def test():
         """result = accuracy with test-time augmentation, accuracy and loss without."""
-        images, labels = F.pad(data['test']['images'], (1, 1, 1, 1)), data['test']['labels']
+        images, labels = F.pad(data['test']['images'].float(), (1, 1, 1, 1)), data['test']['labels']
         logits = predict(middle(images))
         chances = logits.softmax(1)
         result[1], result[2] = (logits.argmax(1) == labels).float().mean(), F.cross_entropy(logits, labels)
@@ -296,9 +300,9 @@ def make_train(data, device, dtype):
             chances[unsure] += predict(middle(images[unsure], down, right)).softmax(1)
         result[0] = (chances.argmax(1) == labels).float().mean()
 
-    first_step = capture(lambda: step(1, train_first=True), device)
-    later_step = capture(lambda: step(candidates, train_first=False), device)
-    test = capture(test, device)
+    first_step = capture(lambda: step(1, train_first=True), device, [position, step_index])
+    later_step = capture(lambda: step(candidates, train_first=False), device, [position, step_index])
+    test = capture(test, device, [position, step_index])
 
     def train(seed):
         """One run, from new weights to the test accuracy -> its line of the log."""
@@ -352,7 +356,7 @@ def progress(step, epochs, losses, started):
     steps, elapsed = len(losses), time.perf_counter() - started
     if elapsed < 1 or elapsed / step * steps < 10:
         return
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and step % math.ceil(steps / 100) == 0:
         print(f'\r\x1b[K{elapsed / step * (steps - step):.0f} s left\r', end='', flush=True)
     epoch, before = int(epochs * step / steps), int(epochs * (step - 1) / steps)
     if epoch > before:
@@ -374,7 +378,17 @@ def header(device):
     return {'session': f'{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}', 'script': SCRIPT, 'hyp': hyp,
             'code': globals().get('In', [''])[-1] if NOTEBOOK else open(__file__).read(),
             'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-            'torch': torch.__version__, 'threads': torch.get_num_threads(), 'command': ' '.join(sys.argv)}
+            'torch': torch.__version__, 'threads': torch.get_num_threads(),
+            'command': 'a cell' if NOTEBOOK else ' '.join(sys.argv)}
+
+def append(line):
+    """Appends a dict to run.log as a line of JSON. Raises Stop where it cannot be written."""
+    path = hyp['run']['log']
+    try:
+        with open(path or os.devnull, 'a') as log:
+            log.write(json.dumps(line) + '\n')
+    except OSError as error:
+        raise Stop(f'run.log={path}: {error.strerror}', 1)
 
 def read_log(path):
     """The runs of a log's last start and of those that differ from it in run.* alone, each seed once."""
@@ -398,18 +412,16 @@ def main():
         return print(summarize(read_log(run['log'])))
     device, dtype = pick_device()
     data, start = load_data(device), header(device)
+    append(start)
+    print(f'{SCRIPT} on {device.type}, {torch.get_num_threads()} threads; to change a value: {SCRIPT}.py opt.epochs=2\n'
+          ' run   seed      acc  acc_plain     loss   time_s  total_s', flush=True)
     try:
-        with open(run['log'] or os.devnull, 'a', buffering=1) as log:
-            log.write(json.dumps(start) + '\n')
-            train = make_train(data, device, dtype)
-            print(' run   seed      acc  acc_plain     loss   time_s  total_s', flush=True)
-            for index in range(run['runs']):
-                runs.append(train(run['seed'] + index))
-                print('{:4d} {seed:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {time_s:8.3f} {total_s:8.1f}'
-                      .format(index, **runs[-1]), flush=True)
-                log.write(json.dumps({'session': start['session'], **runs[-1]}) + '\n')
-    except OSError as error:
-        raise Stop(f'run.log={run["log"]}: {error.strerror}', 1)
+        train = make_train(data, device, dtype)
+        for index in range(run['runs']):
+            runs.append(train(run['seed'] + index))
+            print('{:4d} {seed:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {time_s:8.3f} {total_s:8.1f}'
+                  .format(index, **runs[-1]), flush=True)
+            append({'session': start['session'], **runs[-1]})
     finally:
         if runs:
             print(summarize(runs))
@@ -420,7 +432,7 @@ if __name__ == '__main__':
     except Stop as stop:
         if NOTEBOOK:
             raise stop.with_traceback(None) from None  # so that nothing holds the run's memory
-        print(stop.args[0], file=sys.stderr)
+        print(stop.args[0], file=sys.stderr if stop.args[1] else sys.stdout)
         sys.exit(stop.args[1])
     except KeyboardInterrupt:
-        sys.exit(130)
+        NOTEBOOK or sys.exit(130)

@@ -251,8 +251,8 @@ def test_faulty_files(folder):
         'Short': (change('train', labels=labels[:50]), '50'),
         'High': (change('test', labels=labels + 1), '3'),
         'Low': (change('train', labels=labels - 1), '-1'),
-        'Harm': (good | {'classes': harm}, 'mkdir'),
-        'Cut': (good, ''), 'Text': (b'no data here\n', ''), 'Pickle': (pickle.dumps(harm), ''),
+        'Harm': (good | {'classes': harm}, 'mkdir|code|pickle'), 'Pickle': (pickle.dumps(harm), 'mkdir|code|pickle'),
+        'Cut': (good, ''), 'Text': (b'no data here\n', ''),
     }
     paths = {name: folder / f'sets/{name}.pt' for name in faults}
     for name, (content, _) in faults.items():
@@ -263,7 +263,8 @@ def test_faulty_files(folder):
     assert [path.read_bytes() for path in paths.values()] == before and set(folder.rglob('*.pt')) == set(paths.values())
     for (name, (_, said)), line in zip(faults.items(), lines):
         _, path, fault = line.partition(f'sets/{name}.pt')
-        assert path and said in fault and 20 < len(fault) < 500, line
+        assert path and re.search(said, fault) and 20 < len(fault) < 500, line
+        assert 'weights_only' not in fault, line  # torch's advice to do without this protection is not for users
     assert not (folder / 'harmed').exists()
     torch.load(paths['Harm'], weights_only=False)
     assert (folder / 'harmed').exists()  # so the pickle was harmful
