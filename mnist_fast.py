@@ -7,7 +7,7 @@ HEADLINE
 """
 import time
 STARTED = time.perf_counter()  # total_s counts from here, the imports included
-import ast, contextlib, difflib, json, math, os, sys
+import ast, contextlib, difflib, json, math, os, pickle, statistics, sys, zipfile
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def override(arguments):
             raise Stop(f'{argument}: no such key; the nearest is {nearest}={known[nearest]}', 2)
         try:
             value = ast.literal_eval(text)
-        except (SyntaxError, ValueError):
+        except (SyntaxError, TypeError, ValueError):
             value = text  # a plain word
         kind, (group, name) = type(known[key]), key.split('.')
         if type(value) is not kind and not (kind is float and type(value) is int):
@@ -89,8 +89,8 @@ def pick_device():
         if dtype == 'auto':  # by compute capability: is_bf16_supported() counts a T4's slow emulation too
             capability = torch.cuda.get_device_capability(device) if device.type == 'cuda' else (0, 0)
             dtype = 'bfloat16' if capability >= (8, 0) else 'float16' if capability >= (7, 0) else 'float32'
-        return device, getattr(torch, dtype)
-    except (AssertionError, AttributeError, RuntimeError) as error:
+        return device, {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}[dtype]
+    except (AssertionError, KeyError, RuntimeError) as error:
         raise Stop(f'run.device={name} run.dtype={dtype}: {str(error).splitlines()[0]}', 1)
 
 def clock(device):
@@ -111,8 +111,12 @@ def download(name, path):
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         labels = labels if labels.ndim == 1 else labels[:, 0]  # QMNIST's other columns tell who wrote the digit
         data[split] = {'images': images, 'labels': labels.long()}
-    torch.save({**data, 'classes': [str(label) for label in dataset.classes]}, f'{path}.part')
-    os.replace(f'{path}.part', path)
+    try:
+        torch.save({**data, 'classes': [str(label) for label in dataset.classes]}, f'{path}.part')
+        os.replace(f'{path}.part', path)
+    finally:
+        if os.path.exists(f'{path}.part'):  # a full disk
+            os.remove(f'{path}.part')
 
 def synthesize(shape):
     """Ten classes that a network can learn: for each a smooth pattern, deep in noise."""
@@ -131,7 +135,11 @@ def load_data(device):
     try:
         if name != 'Synthetic' and not os.path.exists(path):
             download(name, path)
+        if name != 'Synthetic' and not zipfile.is_zipfile(path):
+            raise ValueError('not a whole file of torch.save')
         data = synthesize(shape) if name == 'Synthetic' else torch.load(path, weights_only=True)
+        if not isinstance(data, dict) or not data.keys() >= {'train', 'test', 'classes'}:
+            raise ValueError('not a dict of train, test and classes')
         if holdout:  # the last training images stand in for the test set
             data['test'] = {key: values[-holdout:] for key, values in data['train'].items()}
             data['train'] = {key: values[:-holdout] for key, values in data['train'].items()}
@@ -143,8 +151,10 @@ def load_data(device):
             if labels.min() < 0 or labels.max() >= count:
                 raise ValueError(f'{split} labels run from {labels.min()} to {labels.max()}, with {count} classes')
     except Exception as error:  # of many types: no network, no such set, a full disk, a file cut short or with code
-        raise Stop(f'{path}: {type(error).__name__}: {" ".join(str(error).split())[:200]} '
-                   f'(generated images need neither file nor network: python {SCRIPT}.py data.name=Synthetic)', 1)
+        code = isinstance(error, pickle.UnpicklingError)
+        reason = 'a pickle that may run code' if code else ' '.join(str(error).split())[:200]
+        raise Stop(f'{path}: {type(error).__name__}: {reason} (generated images need neither file nor network: '
+                   f'python {SCRIPT}.py data.name=Synthetic)', 1)
     for split in ('train', 'test'):
         data[split] = {key: values.to(device) for key, values in data[split].items()}
     return data
@@ -340,16 +350,17 @@ def student(df):
 
 def summarize(runs):
     """Lines of a log -> the summary line: mean accuracy, its 99 % interval, whether the mean is over run.target."""
-    accs, target = np.array([run['acc'] for run in runs]), hyp['run']['target']
+    accs, target = [run['acc'] for run in runs], hyp['run']['target']
+    mean, time_s = statistics.mean(accs), statistics.median(run['time_s'] for run in runs)
     std, ci99, met = math.nan, math.nan, 'open'
     if len(runs) > 1:
         quantile, probability = student(len(runs) - 1)
-        std = accs.std(ddof=1)
+        std = statistics.stdev(accs)
         error = max(std / math.sqrt(len(runs)), 1e-9)
-        ci99, over = quantile(0.995) * error, probability((accs.mean() - target) / error)
+        ci99, over = quantile(0.995) * error, probability((mean - target) / error)
         met = 'yes' if over > 0.99 else 'no' if over < 0.01 else 'open'
-    return (f'summary  script={SCRIPT}  runs={len(runs)}  acc={accs.mean():.5f}  std={std:.5f}  ci99={ci99:.5f}  '
-            f'time_s={np.median([run["time_s"] for run in runs]):.3f}  target={target}  met={met}')
+    return (f'summary  script={SCRIPT}  runs={len(runs)}  acc={mean:.5f}  std={std:.5f}  ci99={ci99:.5f}  '
+            f'time_s={time_s:.3f}  target={target}  met={met}')
 
 def progress(step, epochs, losses, started):
     """In a run of over ten seconds: a line for each epoch, with its mean loss, and on a terminal the time left."""
@@ -396,11 +407,12 @@ def read_log(path):
         lines = [json.loads(line) for line in open(path)]
         made_by = {line['session']: (line['code'], {**line['hyp'], 'run': line['hyp']['run']['holdout']})
                    for line in lines if 'hyp' in line}
-        runs = {line['seed']: line for line in lines if 'acc' in line
-                and made_by[line['session']] == made_by[lines[-1]['session']]}
-        return sorted(runs.values(), key=lambda line: (line['seed'], line['acc'], line['time_s']))
+        last = made_by[lines[-1]['session']]
+        runs = {line['seed']: line for line in lines if 'acc' in line and made_by[line['session']] == last}
+        summarize(list(runs.values()))
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise Stop(f'run.log={path}: not a log ({type(error).__name__}: {error})', 1)
+        raise Stop(f'run.log={path}: not a log with finished runs ({type(error).__name__}: {error})', 1)
+    return list(runs.values())
 
 #############################################
 #                   Main                    #
@@ -419,9 +431,9 @@ def main():
         train = make_train(data, device, dtype)
         for index in range(run['runs']):
             runs.append(train(run['seed'] + index))
+            append({'session': start['session'], **runs[-1]})
             print('{:4d} {seed:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {time_s:8.3f} {total_s:8.1f}'
                   .format(index, **runs[-1]), flush=True)
-            append({'session': start['session'], **runs[-1]})
     finally:
         if runs:
             print(summarize(runs))
@@ -431,7 +443,8 @@ if __name__ == '__main__':
         main()
     except Stop as stop:
         if NOTEBOOK:
-            raise stop.with_traceback(None) from None  # so that nothing holds the run's memory
+            stop.__context__ = None  # whose traceback would hold the run's memory
+            raise stop.with_traceback(None)
         print(stop.args[0], file=sys.stderr if stop.args[1] else sys.stdout)
         sys.exit(stop.args[1])
     except KeyboardInterrupt:

