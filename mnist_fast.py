@@ -23,9 +23,7 @@ hyp = {
     'data': {'name': 'MNIST',           # or KMNIST, FashionMNIST, QMNIST, Synthetic, or NAME of your own NAME.pt
              'dir': os.environ.get('DATA_DIR', 'data'),  # where NAME.pt lies, or will lie after its first download
              'shape': (1, 28, 28)},     # of an image: channels, height, width
-    'aug': {'shift': 0.0,               # pixels: a training image moves at random by up to this much; for long runs
-            'turn': 0.0,                # degrees, likewise
-            'zoom': 0.0},               # 0.1: 90 to 110 %, likewise
+    'aug': {'shift': 0.0},              # pixels: a training image moves at random by up to this much; for long runs
     'net': {'crop': 20,                 # pixels, 12 to 28: the middle that the network sees; a digit fills 20 x 20
             'widths': (16, 32, 64)},    # filters of the two convolutions, units of the hidden layer
     'opt': {'epochs': 0.9,              # passes over the training images
@@ -104,7 +102,7 @@ def clock(device):
 def download(name, path):
     """Finds or downloads a torchvision set, writes it to path, whole or not at all. Raises what torchvision raises."""
     import torchvision  # only here: it takes as long as torch
-    data = {}
+    data, part = {}, f'{path}.part'
     for split in ('train', 'test'):
         dataset = getattr(torchvision.datasets, name)(hyp['data']['dir'], train=split == 'train', download=True)
         images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
@@ -112,11 +110,11 @@ def download(name, path):
         labels = labels if labels.ndim == 1 else labels[:, 0]  # QMNIST's other columns tell who wrote the digit
         data[split] = {'images': images, 'labels': labels.long()}
     try:
-        torch.save({**data, 'classes': [str(label) for label in dataset.classes]}, f'{path}.part')
-        os.replace(f'{path}.part', path)
+        torch.save({**data, 'classes': [str(label) for label in dataset.classes]}, part)
+        os.replace(part, path)
     finally:
-        if os.path.exists(f'{path}.part'):  # a full disk
-            os.remove(f'{path}.part')
+        if os.path.exists(part):  # a full disk
+            os.remove(part)
 
 def synthesize(shape):
     """Ten classes that a network can learn: for each a smooth pattern, deep in noise."""
@@ -151,9 +149,9 @@ def load_data(device):
             if labels.min() < 0 or labels.max() >= count:
                 raise ValueError(f'{split} labels run from {labels.min()} to {labels.max()}, with {count} classes')
     except Exception as error:  # of many types: no network, no such set, a full disk, a file cut short or with code
-        code = isinstance(error, pickle.UnpicklingError)
-        reason = 'a pickle that may run code' if code else ' '.join(str(error).split())[:200]
-        raise Stop(f'{path}: {type(error).__name__}: {reason} (generated images need neither file nor network: '
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = 'a pickle that may run code' if unsafe else ' '.join(str(error).split())[:200]
+        raise Stop(f'{path}: {type(error).__name__}: {reason} (images that need neither file nor network: '
                    f'python {SCRIPT}.py data.name=Synthetic)', 1)
     for split in ('train', 'test'):
         data[split] = {key: values.to(device) for key, values in data[split].items()}
@@ -168,15 +166,13 @@ def middle(images, down=0, right=0):
     top, left = (images.shape[2] - crop) // 2 + down, (images.shape[3] - crop) // 2 + right
     return images[:, :, top:top + crop, left:left + crop]
 
-def distort(images):
-    """Shifts, turns and zooms each image at random: uint8 [n, C, H, W] -> float32 [n, C, crop, crop], 0 to 255."""
-    aug, side = hyp['aug'], images.shape[2]
-    random = 2 * torch.rand(4, len(images), device=images.device) - 1
-    shift, angle = random[:2] * aug['shift'] * 2 / side, random[2] * math.radians(aug['turn'])  # -1 to 1 is the image
-    size = (1 + random[3] * aug['zoom']) * hyp['net']['crop'] / side
-    cos, sin = size * angle.cos(), size * angle.sin()
-    matrix = torch.stack((cos, -sin, shift[0], sin, cos, shift[1]), 1).view(-1, 2, 3)
-    return F.grid_sample(images.float(), F.affine_grid(matrix, middle(images).shape, False), align_corners=False)
+def shift(images):
+    """Each image's middle, up to aug.shift pixels off at random: uint8 [n, C, H, W] -> float32 [n, C, crop, crop]."""
+    n, side, crop = len(images), images.shape[2], hyp['net']['crop']
+    size = torch.eye(2, device=images.device).expand(n, 2, 2) * crop / side  # grid_sample takes an image for -1 to 1
+    moves = (2 * torch.rand(n, 2, 1, device=images.device) - 1) * hyp['aug']['shift'] * 2 / side
+    grid = F.affine_grid(torch.cat((size, moves), 2), middle(images).shape, align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False)
 
 #############################################
 #                  Network                  #
@@ -237,13 +233,13 @@ def schedule(steps):
 #                 Training                  #
 #############################################
 def capture(function, device, counters):
-    """A CUDA graph of function, which costs one launch; elsewhere function itself. counters are tensors."""
+    """A CUDA graph of function, which costs one launch; elsewhere function itself; counters start at 0."""
     if device.type != 'cuda':
         return function
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # libraries choose their kernels and take their memory
+    for _ in range(3):  # libraries choose their kernels and take their memory
+        with torch.cuda.stream(stream):
             torch._foreach_zero_(counters)
             function()
     torch.cuda.synchronize()
@@ -257,7 +253,7 @@ def make_train(data, device, dtype):
     batch_size, candidates, head_start = opt['batch_size'], opt['candidates'], opt['head_start']
     steps = max(1, round(opt['epochs'] * len(images) / batch_size / (head_start + (1 - head_start) * candidates)))
     first_steps = math.ceil(head_start * steps)
-    drawn = batch_size * (first_steps + (steps - first_steps) * candidates)
+    drawn = batch_size * (first_steps + (steps - first_steps) * candidates)  # images in all
     layout = torch.contiguous_format if device.type == 'mps' else torch.channels_last  # mps gets its gradients wrong
     net = make_net(len(data['classes'])).to(device, memory_format=layout)
     if hyp['run']['compile']:
@@ -278,7 +274,7 @@ def make_train(data, device, dtype):
         net.zero_grad()
         index = order[position + offsets[:candidates * batch_size]]
         position.add_(len(index))
-        x = distort(images[index]) if any(hyp['aug'].values()) else crops.index_select(0, index)
+        x = shift(images[index]) if hyp['aug']['shift'] else crops.index_select(0, index)
         x, y = (x - mean) / std, labels[index]
         with half:
             with torch.set_grad_enabled(train_first):
@@ -310,9 +306,8 @@ def make_train(data, device, dtype):
             chances[unsure] += predict(middle(images[unsure], down, right)).softmax(1)
         result[0] = (chances.argmax(1) == labels).float().mean()
 
-    first_step = capture(lambda: step(1, train_first=True), device, [position, step_index])
-    later_step = capture(lambda: step(candidates, train_first=False), device, [position, step_index])
-    test = capture(test, device, [position, step_index])
+    first_step, later_step, test = (capture(function, device, [position, step_index]) for function in (
+        lambda: step(1, train_first=True), lambda: step(candidates, train_first=False), test))
 
     def train(seed):
         """One run, from new weights to the test accuracy -> its line of the log."""
@@ -394,12 +389,11 @@ def header(device):
 
 def append(line):
     """Appends a dict to run.log as a line of JSON. Raises Stop where it cannot be written."""
-    path = hyp['run']['log']
     try:
-        with open(path or os.devnull, 'a') as log:
+        with open(hyp['run']['log'] or os.devnull, 'a') as log:
             log.write(json.dumps(line) + '\n')
     except OSError as error:
-        raise Stop(f'run.log={path}: {error.strerror}', 1)
+        raise Stop(f'run.log={hyp["run"]["log"]}: {error.strerror}', 1)
 
 def read_log(path):
     """The runs of a log's last start and of those that differ from it in run.* alone, each seed once."""
@@ -419,18 +413,17 @@ def read_log(path):
 #############################################
 def main():
     override([] if NOTEBOOK else sys.argv[1:])
-    run, runs = hyp['run'], []
-    if run['runs'] == 0:
-        return print(summarize(read_log(run['log'])))
+    if hyp['run']['runs'] == 0:
+        return print(summarize(read_log(hyp['run']['log'])))
     device, dtype = pick_device()
-    data, start = load_data(device), header(device)
+    data, start, runs = load_data(device), header(device), []
     append(start)
     print(f'{SCRIPT} on {device.type}, {torch.get_num_threads()} threads; to change a value: {SCRIPT}.py opt.epochs=2\n'
           ' run   seed      acc  acc_plain     loss   time_s  total_s', flush=True)
     try:
         train = make_train(data, device, dtype)
-        for index in range(run['runs']):
-            runs.append(train(run['seed'] + index))
+        for index in range(hyp['run']['runs']):
+            runs.append(train(hyp['run']['seed'] + index))
             append({'session': start['session'], **runs[-1]})
             print('{:4d} {seed:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {time_s:8.3f} {total_s:8.1f}'
                   .format(index, **runs[-1]), flush=True)

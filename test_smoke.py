@@ -1,6 +1,6 @@
 """Tests of the scripts as a user meets them: python -m pytest. No network; real MNIST is used where DATA_DIR has it."""
-import functools, gzip, hashlib, http.server, itertools, json, math, os, pickle, re, shutil, signal, socket, struct
-import subprocess, sys, threading, time
+import functools, gzip, hashlib, http.server, importlib.util, itertools, json, math, os, pickle, re, shutil, signal
+import socket, struct, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -281,34 +281,28 @@ def test_holdout_is_the_last_training_images(folder):
     assert abs(summary(run(folder, *mine, 'run.holdout=200'))['acc'] - 0.5) < 0.05
     assert summary(run(folder, *mine))['acc'] < 0.05
 
-def test_distortion(monkeypatch):
+def test_shift(monkeypatch):
     """Two ramps show where each pixel is taken from; there, a slow look-up takes it too."""
-    distort, aug = internals()['distort'], internals()['hyp']['aug']
+    shift, aug = internals()['shift'], internals()['hyp']['aug']
     images = torch.randint(256, (300, 1, 28, 28)).byte()
-    plain = distort(images)
+    plain = shift(images)
     side = plain.shape[-1]
     edge = (28 - side) // 2
-    assert not any(aug.values()) and torch.allclose(plain, images[..., edge:-edge, edge:-edge].float(), atol=0.01)
-    for key, limit in {'shift': 2.0, 'turn': 10.0, 'zoom': 0.1}.items():
-        monkeypatch.setitem(aug, key, limit)
+    assert aug['shift'] == 0 and torch.allclose(plain, images[..., edge:-edge, edge:-edge].float(), atol=0.01)
+    monkeypatch.setitem(aug, 'shift', 7.0)
     ramp = (8 * torch.arange(28)).byte().expand(28, 28)
     torch.manual_seed(0)
-    x_y = distort(torch.stack((ramp, ramp.T)).expand(300, -1, -1, -1)) / 8  # [n, 2, side, side], in pixels
-    x_y = x_y[..., side // 2 - 1:side // 2 + 1, side // 2 - 1:side // 2 + 1]
-    middle, right, down = x_y.mean((2, 3)), x_y.diff(dim=3).mean((2, 3)), x_y.diff(dim=2).mean((2, 3))
-    assert torch.allclose(down, torch.stack((-right[:, 1], right[:, 0]), 1), atol=1e-3)  # not sheared, not mirrored
-    for values, limit in ((middle[:, 0] - 13.5, 2), (middle[:, 1] - 13.5, 2), (right.norm(dim=1) - 1, 0.1),
-                          (torch.atan2(right[:, 1], right[:, 0]).rad2deg(), 10)):
-        assert 0.95 * limit < values.max() < 1.01 * limit and -0.95 * limit > values.min() > -1.01 * limit
+    x_y = shift(torch.stack((ramp, ramp.T)).expand(300, -1, -1, -1)) / 8  # [n, 2, side, side], in pixels
+    moved = x_y[..., side // 2 - 1:side // 2 + 1, side // 2 - 1:side // 2 + 1].mean((2, 3)) - 13.5
+    assert (moved.amax(0) > 0.95 * 7).all() and (moved.amin(0) < -0.95 * 7).all() and moved.abs().max() < 1.01 * 7
     torch.manual_seed(0)
-    distorted = distort(images)
+    shifted = shift(images)
     for image, row, column in itertools.product(range(3), range(side), range(side)):
-        offset = (column - (side - 1) / 2) * right[image] + (row - (side - 1) / 2) * down[image]
-        (x, y), value = (middle[image] + offset).tolist(), 0
+        x, y, value = column + edge + moved[image, 0].item(), row + edge + moved[image, 1].item(), 0
         for near_x, near_y in itertools.product((math.floor(x), math.floor(x) + 1), (math.floor(y), math.floor(y) + 1)):
             if 0 <= near_x < 28 and 0 <= near_y < 28:  # there is nothing outside
                 value += (1 - abs(x - near_x)) * (1 - abs(y - near_y)) * images[image, 0, near_y, near_x].item()
-        assert distorted[image, 0, row, column].item() == pytest.approx(value, abs=0.5)
+        assert shifted[image, 0, row, column].item() == pytest.approx(value, abs=0.5)
 
 def test_orthogonalization():
     """The singular vectors stay; the singular values come near 1, whatever the matrix was multiplied by."""
@@ -428,3 +422,36 @@ def test_a_notebook_cell(folder):
     assert re.search(rf'^summary .* runs={runs} ', out, re.M) and runs < 1000
     # Bytes of large tensors still alive after the first run, another, an error and another, Ctrl-C and another.
     assert max(say['held'][1:]) <= say['held'][0], say['held']
+
+def snippets():
+    """The Python blocks of README.md, by the name in the comment before each."""
+    return dict(re.findall(r'<!-- snippet: (.+?) -->\n```python\n(.+?)```', (HERE / 'README.md').read_text(), re.S))
+
+def test_readme_own_images(folder):
+    """Folders of pictures become a data file that the script learns from."""
+    (folder / 'make.py').write_text('''
+import os, torch
+from torchvision.io import write_png
+for split, count in (('train', 60), ('test', 20)):
+    for label, name in enumerate(('dark', 'light')):
+        os.makedirs(f'pictures/{split}/{name}')
+        for number in range(count):
+            picture = torch.randint(110, (3, 40, 30), dtype=torch.uint8) + 140 * label
+            write_png(picture.byte(), f'pictures/{split}/{name}/{number}.png')
+os.mkdir('data')
+''' + snippets()['own images'])
+    finish(start(folder, script=folder / 'make.py', MNIST_AT='["", []]'))
+    data = torch.load(folder / 'data/Mine.pt', weights_only=True)
+    assert data['classes'] == ['dark', 'light'] and data['train']['images'].shape == (120, 1, 28, 28)
+    out = run(folder, 'data.name=Mine', 'data.dir=data', 'run.runs=1', 'opt.epochs=60', 'opt.batch_size=20')
+    assert summary(out)['acc'] > 0.9
+
+def test_readme_reads_a_log(folder, finished):
+    """The snippet prints the mean of the runs in a log; where matplotlib is, the other draws their curves."""
+    _, text, _, lines = finished
+    (folder / 'mnist.jsonl').write_text(text)
+    has_matplotlib = importlib.util.find_spec('matplotlib') is not None
+    (folder / 'read.py').write_text(snippets()['read'] + (snippets()['curves'] if has_matplotlib else ''))
+    out, _ = finish(start(folder, script=folder / 'read.py', MPLBACKEND='Agg'))
+    assert out.strip() == f'2 runs, mean accuracy {sum(line["acc"] for line in lines) / 2}'
+    assert (folder / 'curves.png').exists() == has_matplotlib
