@@ -259,7 +259,9 @@ def make_train(data, device, dtype):
     if hyp['run']['compile']:
         torch._dynamo.config.suppress_errors = True  # where it fails it says so and goes on without
         net[0].compile(), net[1].compile()
-    half = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    half = contextlib.nullcontext()
+    if dtype != torch.float32:
+        half = torch.autocast(device.type, dtype, cache_enabled=False)  # a cache keeps what no_grad casts, gradientless
     parameters, head = list(net.parameters()), net[1][5].weight
     peaks = [opt['bias_lr'] if p.ndim == 1 else opt['head_lr'] if p is head else opt['lr'] for p in parameters]
     velocities, average = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
