@@ -1,9 +1,9 @@
-"""MNIST to 99 % in one pass over its training images: about a second on two CPU cores.
-
-HEADLINE
+"""MNIST to 99 % in 0.9 passes over its training images: 99.07 % mean of 100 runs, 1.3 s a run on two CPU cores, where
+train_mnist_fast's last stage takes 22.8 s in turn on the same cores (records/2026-11-22_mnist_fast_cpu).
 
     python mnist_fast.py                               the defaults
     python mnist_fast.py opt.epochs=2 run.runs=30      any value of hyp, by its dotted name
+@@RECIPES@@
 """
 import time
 STARTED = time.perf_counter()  # total_s counts from here, the imports included
@@ -38,11 +38,11 @@ hyp = {
             'label_smoothing': 0.1},    # share of a label that is spread over all classes
     'ema': {'decay': 0.9},              # of the weight average that is tested, per step
     'tta': {'share': 0.1},              # of the test images, the least certain, are also seen from one pixel off
-    'run': {'runs': 10,                 # each with its own seed; 0 trains nothing and summarises run.log
+    'run': {'runs': 20,                 # each with its own seed; 0 trains nothing and summarises run.log
             'seed': 0,                  # of the first run; run i has seed + i
             'device': 'auto',           # cuda, else mps, else cpu; or a torch device
             'dtype': 'auto',            # bfloat16 or float16 on a GPU made for it, else float32; or one of these
-            'compile': False,           # torch.compile: for records, after a wait
+            'compile': False,           # torch.compile: for records; the first run waits for it
             'holdout': 0,               # N: the last N training images stand in for the test set, then untouched
             'target': 0.99,             # accuracy that the summary tests the mean against
             'log': ''},                 # a .jsonl file to append every run to
@@ -83,9 +83,11 @@ def pick_device():
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     try:
-        device = torch.zeros(1, device=name).device
+        device, capability = torch.zeros(1, device=name).device, (0, 0)
+        if device.type == 'cuda':
+            torch.cuda.set_device(device)
+            capability = torch.cuda.get_device_capability(device)
         if dtype == 'auto':  # by compute capability: is_bf16_supported() counts a T4's slow emulation too
-            capability = torch.cuda.get_device_capability(device) if device.type == 'cuda' else (0, 0)
             dtype = 'bfloat16' if capability >= (8, 0) else 'float16' if capability >= (7, 0) else 'float32'
         return device, {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}[dtype]
     except (AssertionError, KeyError, RuntimeError) as error:
