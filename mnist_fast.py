@@ -3,7 +3,10 @@ train_mnist_fast's last stage takes 22.8 s in turn on the same cores (records/20
 
     python mnist_fast.py                               the defaults
     python mnist_fast.py opt.epochs=2 run.runs=30      any value of hyp, by its dotted name
-@@RECIPES@@
+
+99.07 %, n = 100, 1.3 s:                     the defaults; 98.91 % without test-time augmentation
+99.56 %, n = 10, 48 s on one core:           opt.epochs=5 opt.lr=0.1 aug.shift=2 net.crop=24 "net.widths=(32,64,128)"
+99.63 %, n = 3, 111 s on one core:           the same with opt.epochs=12 opt.lr=0.07 ema.decay=0.99
 """
 import time
 STARTED = time.perf_counter()  # total_s counts from here, the imports included
@@ -28,16 +31,16 @@ hyp = {
             'widths': (16, 32, 64)},    # filters of the two convolutions, units of the hidden layer
     'opt': {'epochs': 0.9,              # passes over the training images
             'batch_size': 192,          # images that a step learns from
-            'candidates': 4,            # batches that a step draws, to learn from their hardest images; 1: from all
+            'candidates': 4,            # batches that a step draws, to learn from their hardest images: half the time
             'head_start': 0.25,         # share of the steps that draw one batch; after them the first layer stays fixed
             'lr': 0.25,                 # peak learning rate of the inner weights
             'head_lr': 0.04,            # of the last layer's weights
             'bias_lr': 3e-4,            # of the biases
             'momentum': 0.6,            # Nesterov's, 0 to 1
             'warmup': 0.2,              # share of the steps in which the learning rates rise, before they fall to 0
-            'label_smoothing': 0.1},    # share of a label that is spread over all classes
-    'ema': {'decay': 0.9},              # of the weight average that is tested, per step
-    'tta': {'share': 0.1},              # of the test images, the least certain, are also seen from one pixel off
+            'label_smoothing': 0.1},    # share of a label that is spread over all classes: +0.08 %
+    'ema': {'decay': 0.9},              # per step, of the weight average that is tested; in a short run worth nothing
+    'tta': {'share': 0.1},              # of the test images, the least certain, are also seen one pixel off: +0.16 %
     'run': {'runs': 20,                 # each with its own seed; 0 trains nothing and summarises run.log
             'seed': 0,                  # of the first run; run i has seed + i
             'device': 'auto',           # cuda, else mps, else cpu; or a torch device
