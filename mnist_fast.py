@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-
 SCRIPT = 'mnist_fast'  # its name in the summary and the log
 
 #############################################
@@ -147,7 +146,8 @@ def load_data(device):
             data['train'] = {key: values[:-holdout] for key, values in data['train'].items()}
         for split in ('train', 'test'):
             images, labels, count = data[split]['images'], data[split]['labels'], len(data['classes'])
-            if (images.dtype, labels.dtype, *images.shape) != (torch.uint8, torch.int64, len(labels), *shape):
+            found, wanted = (images.dtype, labels.dtype, *images.shape), (torch.uint8, torch.int64, len(labels), *shape)
+            if found != wanted or len(labels) == 0:
                 raise ValueError(f'{split} images {images.dtype} {[*images.shape]}, labels {labels.dtype} '
                                  f'{[*labels.shape]}; wanted: uint8 {["N", *shape]}, int64 [N]')
             if labels.min() < 0 or labels.max() >= count:
@@ -237,7 +237,7 @@ def schedule(steps):
 #                 Training                  #
 #############################################
 def capture(function, device, counters):
-    """A CUDA graph of function, which costs one launch; elsewhere function itself; counters start at 0."""
+    """A CUDA graph of function, which costs one launch; elsewhere function itself. Its warm-up sets counters to 0."""
     if device.type != 'cuda':
         return function
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -259,13 +259,13 @@ def make_train(data, device, dtype):
     first_steps = math.ceil(head_start * steps)
     drawn = batch_size * (first_steps + (steps - first_steps) * candidates)  # images in all
     layout = torch.contiguous_format if device.type == 'mps' else torch.channels_last  # mps gets its gradients wrong
-    net = make_net(len(data['classes'])).to(device, memory_format=layout)
+    classes = 1 + max(data[split]['labels'].max().item() for split in ('train', 'test'))
+    net = make_net(classes).to(device, memory_format=layout)
     if hyp['run']['compile']:
         torch._dynamo.config.suppress_errors = True  # where it fails it says so and goes on without
         net[0].compile(), net[1].compile()
-    half = contextlib.nullcontext()
-    if dtype != torch.float32:
-        half = torch.autocast(device.type, dtype, cache_enabled=False)  # a cache keeps what no_grad casts, gradientless
+    half = (contextlib.nullcontext() if dtype == torch.float32 else
+            torch.autocast(device.type, dtype, cache_enabled=False))  # a cache would keep what no_grad casts
     parameters, head = list(net.parameters()), net[1][5].weight
     peaks = [opt['bias_lr'] if p.ndim == 1 else opt['head_lr'] if p is head else opt['lr'] for p in parameters]
     velocities, average = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
