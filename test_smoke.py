@@ -1,6 +1,6 @@
 """Tests of the scripts as a user meets them: python -m pytest. No network; real MNIST is used where DATA_DIR has it."""
-import functools, gzip, hashlib, http.server, importlib.util, itertools, json, math, os, pickle, re, shutil, signal
-import socket, struct, subprocess, sys, threading, time
+import functools, gzip, hashlib, http.server, importlib.util, io, itertools, json, math, os, pickle, re, shutil, signal
+import socket, struct, subprocess, sys, tarfile, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +12,8 @@ HERE = Path(__file__).resolve().parent
 REAL_DATA = Path(os.environ.get('DATA_DIR', 'data')).resolve()
 SYNTHETIC = 'data.name=Synthetic', 'run.device=cpu', 'run.log=log.jsonl'
 
-# What each subprocess loads first. It lets nobody look up another address than this machine's, points torchvision's
-# MNIST to MNIST_AT, and ends a process that imports torchvision without that variable.
+# What each subprocess loads first. It lets nobody look up another address than this machine's, sets attributes of
+# torchvision's classes as TORCHVISION says, and ends a process that imports torchvision without that variable.
 SITECUSTOMIZE = '''
 import importlib.machinery, json, os, resource, sys
 
@@ -23,15 +23,18 @@ def guard(event, arguments):
 
 class Finder:
     def find_spec(name, path=None, target=None):
-        if name == 'torchvision' and 'MNIST_AT' not in os.environ:
+        if name == 'torchvision' and 'TORCHVISION' not in os.environ:
             print('torchvision was imported', file=sys.stderr, flush=True)
             os._exit(9)
-        if name == 'torchvision.datasets.mnist':
+        if name in ('torchvision.datasets.mnist', 'torchvision.datasets.cifar'):
             spec = importlib.machinery.PathFinder.find_spec(name, path)
             execute = spec.loader.exec_module
             def exec_module(module):
                 execute(module)
-                module.MNIST.mirrors, module.MNIST.resources = json.loads(os.environ['MNIST_AT'])
+                classes = json.loads(os.environ['TORCHVISION'])
+                for kind in set(classes) & set(dir(module)):
+                    for key, value in classes[kind].items():
+                        setattr(getattr(module, kind), key, value)
             spec.loader.exec_module = exec_module
             return spec
 
@@ -90,6 +93,9 @@ def read_log(path):
     lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]  # NaN is not JSON
     return [line for line in lines if 'hyp' in line], [line for line in lines if 'acc' in line]
 
+# A network that a core trains in seconds, on generated images.
+SMALL_CIFAR = *SYNTHETIC, 'net.widths=(8,16,16)', 'opt.epochs=2', 'opt.batch_size=250'
+
 def make_set(labels, test_labels):
     """A data file's content: three classes, each a pattern of 7 x 7 fields that a network soon tells from the rest."""
     patterns = F.interpolate(torch.rand(3, 1, 7, 7, generator=torch.Generator().manual_seed(1)), scale_factor=4)
@@ -98,10 +104,14 @@ def make_set(labels, test_labels):
     return {'train': {'images': images(labels), 'labels': labels}, 'classes': ['ant', 'bee', 'cat'],
             'test': {'images': images(test_labels), 'labels': test_labels}}
 
+def torchvision_with(**classes):
+    """A variable that lets a process import torchvision, whose classes get these attributes."""
+    return {'TORCHVISION': json.dumps(classes)}
+
 @functools.cache
-def internals():
-    names = {'__name__': 'mnist_fast', '__file__': str(HERE / 'mnist_fast.py')}
-    exec((HERE / 'mnist_fast.py').read_text(), names)
+def internals(script='mnist_fast'):
+    names = {'__name__': script, '__file__': str(HERE / f'{script}.py')}
+    exec((HERE / f'{script}.py').read_text(), names)
     return names
 
 @pytest.fixture(scope='module')
@@ -210,7 +220,7 @@ def test_torchvision_fetches_what_is_missing(folder):
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
         threading.Thread(target=server.serve_forever).start()
         resources = [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()]
-        mirror = {'MNIST_AT': json.dumps([[f'http://127.0.0.1:{server.server_port}/'], resources])}
+        mirror = torchvision_with(MNIST={'mirrors': [f'http://127.0.0.1:{server.server_port}/'], 'resources': resources})
         # There is room for each file that torchvision downloads, but not for all images in one.
         out, err = finish(start(folder, LARGEST_FILE='280000', **mirror), status=1)
         server.shutdown()
@@ -229,7 +239,8 @@ def test_no_network_and_no_file(folder):
     with socket.socket() as unused:  # bound, but nobody listens
         unused.bind(('127.0.0.1', 0))
         mirror = f'http://127.0.0.1:{unused.getsockname()[1]}/'
-        line = fail(folder, 'run.runs=1', 'data.dir=here', MNIST_AT=json.dumps([[mirror], [('train-images.gz', '0')]]))
+        line = fail(folder, 'run.runs=1', 'data.dir=here',
+                    **torchvision_with(MNIST={'mirrors': [mirror], 'resources': [('train-images.gz', '0')]}))
     assert 'here/MNIST.pt' in line and 'refused' in line and 'data.name=Synthetic' in line, line
     assert not [path for path in folder.rglob('*') if path.suffix in ('.pt', '.part', '.gz')]
 
@@ -423,6 +434,209 @@ def test_a_notebook_cell(folder):
     # Bytes of large tensors still alive after the first run, another, an error and another, Ctrl-C and another.
     assert max(say['held'][1:]) <= say['held'][0], say['held']
 
+def sections(script):
+    """The text of a script, by the banner above it."""
+    parts = re.split(r'#{45}\n# +(\w+) +#\n#{45}\n', (HERE / script).read_text())
+    return dict(zip(parts[1::2], parts[2::2]))
+
+def test_shared_sections_are_the_same():
+    mnist, cifar = sections('mnist_fast.py'), sections('cifar_fast.py')
+    assert list(mnist) == list(cifar) == ['Hyperparameters', 'Setup', 'Data', 'Augmentation', 'Network', 'Optimizer',
+                                          'Training', 'Reporting', 'Main']
+    for name in ('Setup', 'Data', 'Reporting', 'Main'):
+        assert mnist[name] == cifar[name], name
+    assert sum(mnist[name].count('\n') + 3 for name in ('Setup', 'Data', 'Reporting')) <= 230
+
+def test_cifar_learns(folder):
+    """In under a minute on two cores, and one seed gives one result to the last bit."""
+    started = time.monotonic()
+    result = summary(run(folder, *SMALL_CIFAR, 'run.runs=2', script='cifar_fast.py'))
+    assert time.monotonic() - started < 60 and (result['script'], result['runs']) == ('cifar_fast', 2)
+    assert result['acc'] > 0.5  # chance is 0.1
+    run(folder, *SMALL_CIFAR, 'run.runs=1', 'run.seed=1', script='cifar_fast.py')
+    _, (seed0, seed1, again) = read_log(folder / 'log.jsonl')
+    assert again | {key: seed1[key] for key in ('session', 'time_s', 'total_s')} == seed1 != seed0
+
+def test_cifar_recipes_run(folder):
+    """With what the long recipes add: three convolutions in a group and a shortcut, cutout, larger shifts."""
+    long = 'net.depth=3', 'aug.cutout=12', 'aug.shift=4', 'opt.batch_size=100'
+    assert summary(run(folder, *SMALL_CIFAR, *long, 'run.runs=1', script='cifar_fast.py'))['acc'] > 0.3
+
+def test_a_hundred_classes(folder):
+    labels = torch.arange(2000) % 100
+    images = (labels[:, None, None, None] * 2 + torch.randint(20, (2000, 3, 32, 32))).byte()
+    torch.save({'train': {'images': images, 'labels': labels}, 'test': {'images': images, 'labels': labels},
+                'classes': [str(number) for number in range(100)]}, folder / 'sets/Hundred.pt')
+    small = 'net.widths=(8,16,32)', 'opt.batch_size=100', 'opt.epochs=4', 'run.runs=1'
+    assert summary(run(folder, 'data.name=Hundred', *small, script='cifar_fast.py'))['acc'] > 0.1  # chance is 0.01
+
+@pytest.mark.skipif(not (REAL_DATA / 'CIFAR10.pt').exists(), reason='DATA_DIR has no CIFAR10.pt')
+def test_real_cifar(folder):
+    short = 'net.widths=(16,32,64)', 'opt.epochs=2', 'opt.batch_size=500', 'run.runs=1'
+    assert summary(run(folder, *short, script='cifar_fast.py', DATA_DIR=str(REAL_DATA)))['acc'] > 0.68
+
+def cifar_archive():
+    """CIFAR-10's archive in small -> its bytes, what torchvision's class must know of it, the images, the labels."""
+    random, batches, images, labels = torch.Generator().manual_seed(0), {}, {}, {}
+    for name in [f'data_batch_{number}' for number in range(1, 6)] + ['test_batch']:
+        images[name] = torch.randint(256, (40, 3, 32, 32), generator=random).byte()
+        labels[name] = torch.randint(10, (40,), generator=random)
+        batches[name] = {'data': images[name].flatten(1).numpy(), 'labels': labels[name].tolist()}
+    batches['batches.meta'] = {'label_names': [f'class {number}' for number in range(10)]}
+    file, md5 = io.BytesIO(), {}
+    with tarfile.open(fileobj=file, mode='w:gz') as archive:
+        for name, content in batches.items():
+            content = pickle.dumps(content)
+            entry = tarfile.TarInfo(f'cifar-10-batches-py/{name}')
+            entry.size, md5[name] = len(content), hashlib.md5(content).hexdigest()
+            archive.addfile(entry, io.BytesIO(content))
+    known = {'tgz_md5': hashlib.md5(file.getvalue()).hexdigest(),
+             'train_list': [[name, md5[name]] for name in md5 if name.startswith('data')],
+             'test_list': [['test_batch', md5['test_batch']]],
+             'meta': {'filename': 'batches.meta', 'key': 'label_names', 'md5': md5['batches.meta']}}
+    return file.getvalue(), known, torch.cat([*images.values()]), torch.cat([*labels.values()])
+
+def test_mirrors(folder):
+    """The first is dead, the second stalls, the third, torchvision's own, has the archive: broken, then whole."""
+    content, known, images, labels = cifar_archive()
+    served, stop = {'/good.tar.gz': content[:-9] + bytes(9)}, threading.Event()
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(content)))
+            self.end_headers()
+            if self.path in served:
+                self.wfile.write(served[self.path])
+            else:
+                stop.wait()
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server, socket.socket() as unused:
+        unused.bind(('127.0.0.1', 0))  # but nobody listens
+        threading.Thread(target=server.serve_forever).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        text = (HERE / 'cifar_fast.py').read_text().replace('setdefaulttimeout(20)', 'setdefaulttimeout(1)')
+        for url in (f'http://127.0.0.1:{unused.getsockname()[1]}/dead.tar.gz', f'{address}/stalls.tar.gz'):
+            text = re.sub(r"https://[\w./-]*cifar-10-python.tar.gz", url, text, count=1)
+        (folder / 'cifar_fast.py').write_text(text)
+        arguments = 'net.widths=(8,8,8)', 'run.runs=1', 'opt.epochs=1'
+        torchvision = torchvision_with(CIFAR10={'url': f'{address}/good.tar.gz', **known})
+        script = folder / 'cifar_fast.py'
+        try:
+            out, err = finish(start(folder, *arguments, script=script, **torchvision), status=1)
+            assert 'sets/CIFAR10.pt' in err.splitlines()[-1] and 'summary' not in out
+            assert not [path for path in folder.rglob('*') if path.suffix in ('.pt', '.part')]
+            served['/good.tar.gz'] = content
+            out, err = finish(start(folder, *arguments, script=script, **torchvision))
+        finally:
+            stop.set()
+            server.shutdown()
+    assert [line for line in out.splitlines() if 'dead' in line and 'refused' in line], out
+    assert [line for line in out.splitlines() if 'stalls' in line and 'timed out' in line], out
+    data = torch.load(folder / 'sets/CIFAR10.pt', weights_only=True)
+    assert data['classes'] == [f'class {number}' for number in range(10)] and not list(folder.rglob('*.part'))
+    for key, values in {'images': images, 'labels': labels}.items():
+        found = torch.cat((data['train'][key], data['test'][key]))
+        assert found.dtype == values.dtype and torch.equal(found, values), key
+
+def test_augment():
+    """Two ramps show where each pixel is taken from; there, a slow look-up takes it too."""
+    augment = internals('cifar_fast')['augment']
+    ramp = (4 * torch.arange(32)).byte().expand(32, 32)
+    images = torch.randint(256, (500, 3, 32, 32)).byte()
+    index, mirrored = torch.randperm(500), torch.rand(500) < 0.5
+    torch.manual_seed(0)
+    ramps = augment(torch.stack((ramp.T, ramp, ramp)).expand(500, -1, -1, -1), index, mirrored, 32) / 4
+    down, right = ramps[:, 0, 16, 16] - 16, torch.where(mirrored, 15 - ramps[:, 1, 16, 16], ramps[:, 1, 16, 16] - 16)
+    assert {*zip(down.tolist(), right.tolist())} == {*itertools.product(range(-2, 3), repeat=2)}
+    torch.manual_seed(0)
+    batch = augment(images, index, mirrored, 32)
+    assert batch.shape == (500, 3, 32, 32)
+    for number in range(20):
+        image = images[index[number]].flip(2) if mirrored[number] else images[index[number]]
+        for row, column in itertools.product(range(32), range(32)):
+            y, x = int(row + down[number]), int(column + right[number])
+            y, x = -y if y < 0 else 62 - y if y > 31 else y, -x if x < 0 else 62 - x if x > 31 else x
+            assert batch[number, :, row, column].tolist() == image[:, y, x].tolist()
+    torch.manual_seed(0)
+    small = augment(images, index, mirrored, 16)
+    assert torch.allclose(small, F.avg_pool2d(batch, 2), atol=1e-3)
+
+def test_cutout(monkeypatch):
+    """Each image loses one square, whole, at any place."""
+    monkeypatch.setitem(internals('cifar_fast')['hyp']['aug'], 'cutout', 12)
+    for side, size in ((32, 12), (24, 9)):
+        blank = internals('cifar_fast')['cutout'](torch.ones(2000, 3, side, side)) == 0
+        assert torch.equal(blank[:, 0], blank[:, 1]) and torch.equal(blank[:, 0], blank[:, 2])
+        corners = set()
+        for image in blank[:, 0]:
+            rows, columns = image.any(1).nonzero()[:, 0], image.any(0).nonzero()[:, 0]
+            assert image.sum() == size**2 and len(rows) == len(columns) == size
+            assert rows[-1] - rows[0] == columns[-1] - columns[0] == size - 1
+            corners.add((rows[0].item(), columns[0].item()))
+        assert {row for row, _ in corners} == {column for _, column in corners} == set(range(side - size + 1))
+
+def test_alternating_flip(monkeypatch):
+    """In two passes each image is seen once each way, in an order that changes."""
+    names, seen = internals('cifar_fast'), []
+    def augment(images, index, mirrored, side, augment=names['augment']):
+        seen.extend(zip(index.tolist(), mirrored.tolist()))
+        return augment(images, index, mirrored, side)
+    monkeypatch.setitem(names, 'augment', augment)
+    for key, value in (('epochs', 2.0), ('batch_size', 50)):
+        monkeypatch.setitem(names['hyp']['opt'], key, value)
+    monkeypatch.setitem(names['hyp']['net'], 'widths', (4, 4, 4))
+    split = {'images': torch.randint(256, (200, 3, 32, 32)).byte(), 'labels': torch.arange(200) % 10}
+    train = names['make_train']({'train': split, 'test': split}, torch.device('cpu'), torch.float32)
+    train(seed=0)
+    assert len(seen) == 400 and sorted(seen) == [(image, way) for image in range(200) for way in (False, True)]
+    first, second = seen[:200], seen[200:]
+    assert {image for image, _ in first} == {image for image, _ in second} and first != second
+    assert 60 < sum(way for _, way in first) < 140
+    seen.clear()
+    monkeypatch.setitem(names['hyp']['aug'], 'flip', False)
+    names['make_train']({'train': split, 'test': split}, torch.device('cpu'), torch.float32)(seed=0)
+    assert len(seen) == 400 and not any(way for _, way in seen)
+
+def test_whitening():
+    """What the first layer makes of the images' patches has the identity as its second moments, sign for sign."""
+    names = internals('cifar_fast')
+    net = names['Net'](10)
+    images = F.avg_pool2d(torch.randn(200, 3, 36, 36), 5, 1)  # neighbours are alike
+    images = (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True)
+    names['reset'](net, images)
+    x = F.conv2d(images, net.whiten.weight).transpose(0, 1).flatten(1)
+    assert torch.equal(x[:12], -x[12:])
+    patches = F.unfold(images, 2).transpose(0, 1).flatten(1)
+    variances = torch.linalg.eigvalsh(patches @ patches.T / patches.shape[1])
+    assert variances.min() > 0.005  # against the 0.0005 that is added to them
+    moments = x[:12] @ x[:12].T / x.shape[1]
+    assert torch.allclose(moments, (variances / (variances + 5e-4)).diag(), atol=2e-3)
+    assert torch.allclose(moments, torch.eye(12), atol=0.1)
+
+def test_batched_orthogonalization():
+    """As in mnist_fast.py, for three matrices at a time, each of another size."""
+    x = torch.randn(3, 32, 256, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-4, 1, 1e4])[:, None, None]
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    values = left.mT @ internals('cifar_fast')['orthogonalize'](x) @ right.mT
+    diagonals = values.diagonal(dim1=1, dim2=2)
+    assert 0.5 < diagonals.min() and diagonals.max() < 1.5
+    assert (values - diagonals.diag_embed()).abs().max() < 1e-3
+
+def test_look_ahead(monkeypatch):
+    """Weights that gain 1 between two pulls of 1 - 0.9**5 each: after n of them they stand at n (1 - 0.9**5)."""
+    look_ahead, ema = internals('cifar_fast')['look_ahead'], internals('cifar_fast')['hyp']['ema']
+    monkeypatch.setitem(ema, 'decay', 0.9), monkeypatch.setitem(ema, 'every', 5)
+    weights, average = [torch.zeros(3), torch.ones(2, 2)], [torch.zeros(3), torch.ones(2, 2)]
+    for _ in range(10):
+        torch._foreach_add_(weights, 1.0)
+        look_ahead(weights, average, share=1.0)
+    for values in (weights, average):
+        assert torch.allclose(values[0], torch.full((3,), 10 * (1 - 0.9**5)))
+        assert torch.allclose(values[1], torch.full((2, 2), 1 + 10 * (1 - 0.9**5)))
+    torch._foreach_add_(weights, 1.0)
+    before = weights[0].clone()
+    look_ahead(weights, average, share=0.0)  # at the start the weights are free
+    assert torch.equal(weights[0], before) and torch.equal(average[0], before)
+
 def snippets():
     """The Python blocks of README.md, by the name in the comment before each."""
     return dict(re.findall(r'<!-- snippet: (.+?) -->\n```python\n(.+?)```', (HERE / 'README.md').read_text(), re.S))
@@ -440,7 +654,7 @@ for split, count in (('train', 60), ('test', 20)):
             write_png(picture.byte(), f'pictures/{split}/{name}/{number}.png')
 os.mkdir('data')
 ''' + snippets()['own images'])
-    finish(start(folder, script=folder / 'make.py', MNIST_AT='["", []]'))
+    finish(start(folder, script=folder / 'make.py', **torchvision_with()))
     data = torch.load(folder / 'data/Mine.pt', weights_only=True)
     assert data['classes'] == ['dark', 'light'] and data['train']['images'].shape == (120, 1, 28, 28)
     out = run(folder, 'data.name=Mine', 'data.dir=data', 'run.runs=1', 'opt.epochs=60', 'opt.batch_size=20')
