@@ -574,27 +574,48 @@ def test_cutout(monkeypatch):
             corners.add((rows[0].item(), columns[0].item()))
         assert {row for row, _ in corners} == {column for _, column in corners} == set(range(side - size + 1))
 
-def test_alternating_flip(monkeypatch):
-    """In two passes each image is seen once each way, in an order that changes."""
-    names, seen = internals('cifar_fast'), []
+def watch_training(monkeypatch, images, **opt):
+    """A function that runs a tiny network of cifar_fast.py over random images -> a list of (image, mirrored, loss)."""
+    names, seen, losses = internals('cifar_fast'), [], []
     def augment(images, index, mirrored, side, augment=names['augment']):
         seen.extend(zip(index.tolist(), mirrored.tolist()))
         return augment(images, index, mirrored, side)
+    def cross_entropy(*arguments, cross_entropy=F.cross_entropy, **options):
+        loss = cross_entropy(*arguments, **options)
+        losses.extend(loss.tolist() if loss.ndim else [])
+        return loss
     monkeypatch.setitem(names, 'augment', augment)
-    for key, value in (('epochs', 2.0), ('batch_size', 50)):
-        monkeypatch.setitem(names['hyp']['opt'], key, value)
+    monkeypatch.setattr(F, 'cross_entropy', cross_entropy)
     monkeypatch.setitem(names['hyp']['net'], 'widths', (4, 4, 4))
-    split = {'images': torch.randint(256, (200, 3, 32, 32)).byte(), 'labels': torch.arange(200) % 10}
-    train = names['make_train']({'train': split, 'test': split}, torch.device('cpu'), torch.float32)
-    train(seed=0)
-    assert len(seen) == 400 and sorted(seen) == [(image, way) for image in range(200) for way in (False, True)]
-    first, second = seen[:200], seen[200:]
-    assert {image for image, _ in first} == {image for image, _ in second} and first != second
-    assert 60 < sum(way for _, way in first) < 140
-    seen.clear()
-    monkeypatch.setitem(names['hyp']['aug'], 'flip', False)
+    for key, value in opt.items():
+        monkeypatch.setitem(names['hyp']['opt'], key, value)
+    split = {'images': torch.randint(256, (images, 3, 32, 32)).byte(), 'labels': torch.arange(images) % 10}
     names['make_train']({'train': split, 'test': split}, torch.device('cpu'), torch.float32)(seed=0)
-    assert len(seen) == 400 and not any(way for _, way in seen)
+    return [(image, way, loss) for (image, way), loss in zip(seen, losses, strict=True)]
+
+def test_alternating_flip(monkeypatch):
+    """In two passes each image is seen once each way, in an order that changes."""
+    seen = [row[:2] for row in watch_training(monkeypatch, 200, epochs=2.0, full_epochs=2, batch_size=50)]
+    assert len(seen) == 400 and sorted(seen) == [(image, way) for image in range(200) for way in (False, True)]
+    first, second = [[image for image, _ in part] for part in (seen[:200], seen[200:])]
+    assert sorted(first) == sorted(second) and first != second
+    assert 60 < sum(way for _, way in seen[:200]) < 140
+    monkeypatch.setitem(internals('cifar_fast')['hyp']['aug'], 'flip', False)
+    seen = watch_training(monkeypatch, 200, epochs=2.0, full_epochs=2, batch_size=50)
+    assert len(seen) == 400 and not any(way for _, way, _ in seen)
+
+def test_hard_images(monkeypatch):
+    """After the full passes, each pass has the images whose loss was highest when last seen, in batches of a size."""
+    seen = watch_training(monkeypatch, 200, epochs=3.5, full_epochs=1, hard=0.5, batch_size=40)
+    passes = seen[:200], seen[200:280], seen[280:360], seen[360:]  # of 100 images, 80 make whole batches
+    assert len(passes[-1]) == 40 and len({image for image, *_ in passes[0]}) == 200
+    last_losses = {image: loss for image, _, loss in passes[0]}
+    for part in passes[1:]:
+        hardest = sorted(last_losses, key=last_losses.get)[-100:]
+        images = [image for image, *_ in part]
+        assert len(set(images)) == len(images) and set(images) <= set(hardest)
+        last_losses |= {image: loss for image, _, loss in part}
+    assert {image for image, *_ in passes[1]} != {image for image, *_ in passes[2]}
 
 def test_whitening():
     """What the first layer makes of the images' patches has the identity as its second moments, sign for sign."""
