@@ -681,6 +681,19 @@ os.mkdir('data')
     out = run(folder, 'data.name=Mine', 'data.dir=data', 'run.runs=1', 'opt.epochs=60', 'opt.batch_size=20')
     assert summary(out)['acc'] > 0.9
 
+def test_readme_counts_the_compute(folder):
+    """One step of 1000 images and a test of 2000, by hand: a convolution's backward pass is two of its forward passes,
+    for the weights and for the inputs, where both are needed."""
+    (folder / 'count.py').write_text(snippets()['compute'])
+    shutil.copy(HERE / 'cifar_fast.py', folder)
+    small = 'net.widths=(8,8,16)', 'opt.epochs=1e-5', 'opt.batch_size=1000', 'tta.share=1e-5'
+    out, _ = finish(start(folder, 'data.name=Synthetic', *small, script=folder / 'count.py'))
+    whiten, first = 2 * 12 * 24 * 31**2, 2 * 9 * 24 * 8 * 31**2
+    rest = 2 * 9 * (8 * 8 * 15**2 * 2 + 8 * 8 * 7**2 + 8 * 16 * 7**2 + 16 * 16 * 3**2) + 2 * 16 * 10
+    expected = (1000 + 2000 + 6) * (whiten + first + rest) + 1000 * (first + 2 * rest)
+    expected += 2 * 12 * 12 * 31**2 * 1000  # the patches' moments
+    assert float(out.splitlines()[-1].split()[0]) * 1e15 == pytest.approx(expected, rel=0.02)
+
 def test_readme_reads_a_log(folder, finished):
     """The snippet prints the mean of the runs in a log; where matplotlib is, the other draws their curves."""
     _, text, _, lines = finished
