@@ -19,7 +19,7 @@ hyp = {
     'data': {'name': 'CIFAR10',         # or CIFAR100, Synthetic, or NAME of your own NAME.pt
              'dir': os.environ.get('DATA_DIR', 'data'),  # where NAME.pt lies, or will lie after its first download
              'shape': (3, 32, 32)},     # of an image: channels, height, width
-    'aug': {'flip': True,               # mirror images: each one in every other pass; False for what has a left and right
+    'aug': {'flip': True,               # mirrors each image in every other pass; False where left and right differ
             'shift': 2,                 # pixels: an image moves by up to this much, its edges mirrored; 4 for long runs
             'cutout': 0},               # pixels: side of the square that is blanked out; 12 for long runs
     'net': {'widths': (64, 256, 256),   # filters of the three groups; (128, 384, 512) for 96 %
@@ -242,7 +242,9 @@ def reset(net, images):
         if hasattr(module, 'reset_parameters'):
             module.reset_parameters()
     for conv in (conv for group in net.groups for conv in group.convs):
-        nn.init.dirac_(conv.weight[:conv.in_channels])
+        passed = min(conv.in_channels, conv.out_channels)
+        conv.weight[:passed] = 0
+        conv.weight[:passed, :passed, 1, 1].fill_diagonal_(1)
     net.head.weight.div_(net.head.weight.std())
     patches = F.unfold(images, 2).transpose(0, 1).flatten(1)
     variances, directions = torch.linalg.eigh((patches @ patches.T / patches.shape[1]).cpu())

@@ -94,7 +94,7 @@ def read_log(path):
     return [line for line in lines if 'hyp' in line], [line for line in lines if 'acc' in line]
 
 # A network that a core trains in seconds, on generated images.
-SMALL_CIFAR = *SYNTHETIC, 'net.widths=(8,16,16)', 'opt.epochs=2', 'opt.batch_size=250'
+SMALL_CIFAR = *SYNTHETIC, 'net.widths=(8,16,16)', 'opt.epochs=2', 'opt.batch_size=500'
 
 def make_set(labels, test_labels):
     """A data file's content: three classes, each a pattern of 7 x 7 fields that a network soon tells from the rest."""
@@ -220,7 +220,8 @@ def test_torchvision_fetches_what_is_missing(folder):
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
         threading.Thread(target=server.serve_forever).start()
         resources = [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()]
-        mirror = torchvision_with(MNIST={'mirrors': [f'http://127.0.0.1:{server.server_port}/'], 'resources': resources})
+        mirror = torchvision_with(MNIST={'mirrors': [f'http://127.0.0.1:{server.server_port}/'],
+                                         'resources': resources})
         # There is room for each file that torchvision downloads, but not for all images in one.
         out, err = finish(start(folder, LARGEST_FILE='280000', **mirror), status=1)
         server.shutdown()
@@ -410,11 +411,13 @@ run_again()
 json.dump(say, open('say.json', 'w'))
 '''
 
-def test_a_notebook_cell(folder):
+@pytest.mark.parametrize('script, small', [('mnist_fast.py', {}),
+                                           ('cifar_fast.py', {'widths': (4, 4, 4), 'epochs': 0.5})])
+def test_a_notebook_cell(folder, script, small):
     def cell(**values):
-        text = (HERE / 'mnist_fast.py').read_text()
-        for key, value in values.items():
-            text = re.sub(rf"('{key}': )('\w*'|\d+)", rf'\g<1>{value!r}', text, count=1)
+        text = (HERE / script).read_text()
+        for key, value in (values | small).items():
+            text = re.sub(rf"('{key}': )('\w*'|[\d.]+|\(.*?\))", rf'\g<1>{value!r}', text, count=1)
         return text
     labels = torch.arange(2000) % 3
     torch.save(make_set(labels, labels) | {'classes': ['ant', 'bee']}, folder / 'sets/Faulty.pt')
@@ -635,7 +638,8 @@ def test_whitening():
 
 def test_batched_orthogonalization():
     """As in mnist_fast.py, for three matrices at a time, each of another size."""
-    x = torch.randn(3, 32, 256, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-4, 1, 1e4])[:, None, None]
+    x = torch.randn(3, 32, 256, generator=torch.Generator().manual_seed(0))
+    x *= torch.tensor([1e-4, 1, 1e4])[:, None, None]
     left, _, right = torch.linalg.svd(x, full_matrices=False)
     values = left.mT @ internals('cifar_fast')['orthogonalize'](x) @ right.mT
     diagonals = values.diagonal(dim1=1, dim2=2)
