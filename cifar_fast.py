@@ -43,7 +43,7 @@ hyp = {
             'sgd_momentum': 0.85,       # Nesterov's, of the last layer and the biases
             'weight_decay': 0.004,      # share that the last layer and the biases lose in the first step
             'label_smoothing': 0.2},    # share of a label that is spread over all classes
-    'ema': {'decay': 0.95,              # per step, in the end, of the weight average; 0 for none: buys nothing here
+    'ema': {'decay': 0.95,              # per step, in the end, of the weight average; 0 for none
             'every': 5},                # steps from one pull of the weights back to their average to the next
     'tta': {'share': 0.25},             # of the test images, the least certain, are seen in six views instead of one
     'run': {'runs': 20,                 # each with its own seed; 0 trains nothing and summarises run.log
