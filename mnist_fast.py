@@ -53,7 +53,7 @@ hyp = {
 #                   Setup                   #
 #############################################
 NOTEBOOK = 'get_ipython' in globals()
-if sys.platform == 'linux':  # keep freed memory for the next tensors: pages fetched anew take a third of a CPU's time
+if sys.platform == 'linux':  # keep freed memory for the next tensors: fetching it anew takes up to a third of the time
     ctypes.CDLL(None).mallopt(-4, 0), ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 class Stop(Exception):
