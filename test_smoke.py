@@ -94,7 +94,7 @@ def read_log(path):
     return [line for line in lines if 'hyp' in line], [line for line in lines if 'acc' in line]
 
 # A network that a core trains in seconds, on generated images.
-SMALL_CIFAR = *SYNTHETIC, 'net.widths=(8,16,16)', 'opt.epochs=2', 'opt.batch_size=250'
+SMALL = *SYNTHETIC, 'net.widths=(8,16,16)', 'opt.epochs=2', 'opt.batch_size=250'
 
 def make_set(labels, test_labels):
     """A data file's content: three classes, each a pattern of 7 x 7 fields that a network soon tells from the rest."""
@@ -412,6 +412,7 @@ json.dump(say, open('say.json', 'w'))
 '''
 
 @pytest.mark.parametrize('script, small', [('mnist_fast.py', {}),
+                                           ('fashion_fast.py', {'widths': (4, 4, 4), 'epochs': 0.5}),
                                            ('cifar_fast.py', {'widths': (4, 4, 4), 'epochs': 0.5})])
 def test_a_notebook_cell(folder, script, small):
     def cell(**values):
@@ -443,18 +444,21 @@ def sections(script):
     return dict(zip(parts[1::2], parts[2::2]))
 
 def test_shared_sections_are_the_same():
-    mnist, cifar = sections('mnist_fast.py'), sections('cifar_fast.py')
-    assert list(mnist) == list(cifar) == ['Hyperparameters', 'Setup', 'Data', 'Augmentation', 'Network', 'Optimizer',
-                                          'Training', 'Reporting', 'Main']
-    for name in ('Setup', 'Data', 'Reporting', 'Main'):
-        assert mnist[name] == cifar[name], name
+    mnist, *others = (sections(script) for script in ('mnist_fast.py', 'fashion_fast.py', 'cifar_fast.py'))
+    assert list(mnist) == ['Hyperparameters', 'Setup', 'Data', 'Augmentation', 'Network', 'Optimizer', 'Training',
+                           'Reporting', 'Main']
     assert sum(mnist[name].count('\n') + 3 for name in ('Setup', 'Data', 'Reporting')) <= 230
+    for other in others:
+        assert list(other) == list(mnist)
+        for name in ('Setup', 'Data', 'Reporting', 'Main'):
+            assert other[name] == mnist[name], name
 
-def test_cifar_learns(folder):
+@pytest.mark.parametrize('script', ['fashion_fast.py', 'cifar_fast.py'])
+def test_learns(folder, script):
     """In under a minute on two cores, and one seed gives one result to the last bit."""
-    result = summary(run(folder, *SMALL_CIFAR, 'run.runs=2', script='cifar_fast.py'))
-    assert (result['script'], result['runs']) == ('cifar_fast', 2) and result['acc'] > 0.5  # chance is 0.1
-    run(folder, *SMALL_CIFAR, 'run.runs=1', 'run.seed=1', script='cifar_fast.py')
+    result = summary(run(folder, *SMALL, 'run.runs=2', script=script))
+    assert (result['script'], result['runs']) == (script[:-3], 2) and result['acc'] > 0.5  # chance is 0.1
+    run(folder, *SMALL, 'run.runs=1', 'run.seed=1', script=script)
     _, (seed0, seed1, again) = read_log(folder / 'log.jsonl')
     assert again | {key: seed1[key] for key in ('session', 'time_s', 'total_s')} == seed1 != seed0
     assert seed0['total_s'] < 60
@@ -462,7 +466,7 @@ def test_cifar_learns(folder):
 def test_cifar_recipes_run(folder):
     """With what the long recipes add: three convolutions in a group and a shortcut, cutout, larger shifts."""
     long = 'net.depth=3', 'aug.cutout=12', 'aug.shift=4', 'opt.batch_size=100'
-    assert summary(run(folder, *SMALL_CIFAR, *long, 'run.runs=1', script='cifar_fast.py'))['acc'] > 0.3
+    assert summary(run(folder, *SMALL, *long, 'run.runs=1', script='cifar_fast.py'))['acc'] > 0.3
 
 def test_a_hundred_classes(folder):
     labels = torch.arange(2000) % 100
@@ -471,6 +475,11 @@ def test_a_hundred_classes(folder):
                 'classes': [str(number) for number in range(100)]}, folder / 'sets/Hundred.pt')
     small = 'net.widths=(8,16,32)', 'opt.batch_size=100', 'opt.epochs=4', 'run.runs=1'
     assert summary(run(folder, 'data.name=Hundred', *small, script='cifar_fast.py'))['acc'] > 0.1  # chance is 0.01
+
+@pytest.mark.skipif(not (REAL_DATA / 'FashionMNIST.pt').exists(), reason='DATA_DIR has no FashionMNIST.pt')
+def test_real_fashion(folder):
+    short = 'net.widths=(8,16,32)', 'opt.epochs=1', 'opt.batch_size=250', 'run.runs=1'
+    assert summary(run(folder, *short, script='fashion_fast.py', DATA_DIR=str(REAL_DATA)))['acc'] > 0.87
 
 @pytest.mark.skipif(not (REAL_DATA / 'CIFAR10.pt').exists(), reason='DATA_DIR has no CIFAR10.pt')
 def test_real_cifar(folder):
@@ -568,13 +577,86 @@ def test_cutout(monkeypatch):
     for side, size in ((32, 12), (24, 9)):
         blank = internals('cifar_fast')['cutout'](torch.ones(2000, 3, side, side)) == 0
         assert torch.equal(blank[:, 0], blank[:, 1]) and torch.equal(blank[:, 0], blank[:, 2])
-        corners = set()
-        for image in blank[:, 0]:
-            rows, columns = image.any(1).nonzero()[:, 0], image.any(0).nonzero()[:, 0]
-            assert image.sum() == size**2 and len(rows) == len(columns) == size
-            assert rows[-1] - rows[0] == columns[-1] - columns[0] == size - 1
-            corners.add((rows[0].item(), columns[0].item()))
-        assert {row for row, _ in corners} == {column for _, column in corners} == set(range(side - size + 1))
+        corners = check_squares(blank, size)
+        assert {row for row, _ in corners} == {column for _, column in corners} == {*range(side - size + 1)}
+
+def test_fashion_augment(monkeypatch):
+    """As test_augment, for fashion_fast.py, which mirrors by a draw of its own and blacks out a square."""
+    augment, aug = internals('fashion_fast')['augment'], internals('fashion_fast')['hyp']['aug']
+    monkeypatch.setitem(aug, 'shift', 2)
+    ramp = (4 * torch.arange(28)).byte().expand(28, 28)
+    images, index = torch.randint(1, 256, (500, 1, 28, 28)).byte(), torch.randperm(500)
+    torch.manual_seed(0)
+    down = augment(ramp.T.expand(500, 1, -1, -1), index, 28)[:, 0, 14, 14] / 4 - 14
+    torch.manual_seed(0)
+    middle = augment(ramp.expand(500, 1, -1, -1), index, 28)[:, 0, 14, 14:16] / 4
+    mirrored = middle[:, 0] > middle[:, 1]
+    right = torch.where(mirrored, 13 - middle[:, 0], middle[:, 0] - 14)
+    assert {*zip(down.tolist(), right.tolist())} == {*itertools.product(range(-2, 3), repeat=2)}
+    assert 200 < mirrored.sum() < 300
+    torch.manual_seed(0)
+    batch = augment(images, index, 28)
+    assert batch.shape == (500, 1, 28, 28)
+    for number in range(20):
+        image = images[index[number], 0].flip(1) if mirrored[number] else images[index[number], 0]
+        for row, column in itertools.product(range(28), range(28)):
+            y, x = int(row + down[number]), int(column + right[number])
+            y, x = -y if y < 0 else 54 - y if y > 27 else y, -x if x < 0 else 54 - x if x > 27 else x
+            assert batch[number, 0, row, column] == image[y, x]
+    torch.manual_seed(0)
+    assert torch.allclose(augment(images, index, 14), F.avg_pool2d(batch, 2), atol=1e-3)
+    for key, value in {'flip': False, 'shift': 0, 'cutout': 8}.items():
+        monkeypatch.setitem(aug, key, value)
+    batch = augment(images, index, 28)
+    assert torch.equal(batch[batch > 0], images[index][batch > 0].float())
+    corners = check_squares(batch == 0, 8)
+    assert len(corners) > 250 and {row for row, _ in corners} == {column for _, column in corners} == {*range(21)}
+    for key in aug:
+        monkeypatch.setitem(aug, key, 0)
+    assert torch.equal(augment(images, index, 28), images[index].float())
+
+def check_squares(blank, size):
+    """bool [n, 1, H, W], each image with one blank square of that size -> the set of their corners."""
+    corners = set()
+    for image in blank[:, 0]:
+        rows, columns = image.any(1).nonzero()[:, 0], image.any(0).nonzero()[:, 0]
+        assert image.sum() == size**2 and len(rows) == len(columns) == size
+        assert rows[-1] - rows[0] == columns[-1] - columns[0] == size - 1
+        corners.add((rows[0].item(), columns[0].item()))
+    return corners
+
+def test_candidates(monkeypatch):
+    """Of the images that a step of fashion_fast.py draws it learns from those it has not seen, then from those whose
+    loss was highest when last seen."""
+    names, draws, batches, losses = internals('fashion_fast'), [], [], []
+    def randint(*arguments, randint=torch.randint, **options):
+        values = randint(*arguments, **options)
+        draws.extend([values.tolist()] if values.ndim == 1 else [])
+        return values
+    def augment(images, index, side, augment=names['augment']):
+        batches.append(index.tolist())
+        return augment(images, index, side)
+    def cross_entropy(*arguments, cross_entropy=F.cross_entropy, **options):
+        loss = cross_entropy(*arguments, **options)
+        losses.extend([loss.tolist()] if loss.ndim else [])
+        return loss
+    monkeypatch.setattr(torch, 'randint', randint)
+    monkeypatch.setitem(names, 'augment', augment)
+    monkeypatch.setattr(F, 'cross_entropy', cross_entropy)
+    monkeypatch.setitem(names['hyp']['net'], 'widths', (4, 4, 4))
+    monkeypatch.setitem(names['hyp']['aug'], 'flip', False)
+    for key, value in {'epochs': 3.0, 'batch_size': 20, 'candidates': 3.0}.items():
+        monkeypatch.setitem(names['hyp']['opt'], key, value)
+    images, labels = torch.randint(256, (400, 1, 28, 28)).byte(), torch.arange(400) % 10
+    split = {'images': images, 'labels': labels}
+    names['make_train']({'train': split, 'test': split}, torch.device('cpu'), torch.float32)(seed=0)
+    assert len(draws) == len(batches) == len(losses) == 60 and {len(draw) for draw in draws} == {60}
+    assert {image for draw in draws for image in draw} == {*range(400)}
+    last_losses = dict.fromkeys(range(400), math.inf)
+    for drawn, batch, loss in zip(draws, batches, losses, strict=True):
+        expected = sorted((last_losses[image] for image in drawn), reverse=True)[:20]
+        assert sorted((last_losses[image] for image in batch), reverse=True) == expected and {*batch} <= {*drawn}
+        last_losses |= dict(zip(batch, loss))
 
 def watch_training(monkeypatch, images, **opt):
     """A function that runs a tiny network of cifar_fast.py over random images -> a list of (image, mirrored, loss)."""
