@@ -1,12 +1,12 @@
-"""Fashion-MNIST to 94 % in 4.5 passes over its training images (records/2026-11-24_fashion_fast_cpu). On a GPU: not yet
-measured.
+"""Fashion-MNIST to 94 % in 4.5 passes over its training images: 94.14 % mean of 12 runs, 82 s a run on two CPU cores
+(records/2026-11-24_fashion_fast_cpu). On a GPU: not yet measured.
 
     python fashion_fast.py run.runs=2                  the defaults, two runs
     python fashion_fast.py opt.epochs=9 run.runs=2     any value of hyp, by its dotted name
-Recipes, by their test accuracy:
-    the defaults
-    95 %, not yet measured
-    digits, not yet measured
+Recipes, by their test accuracy (93.71 % is the first one's without test-time augmentation):
+    94.14 %, n = 12, 82 s on two cores     the defaults
+    95 %, not yet measured                 opt.epochs=14 aug.shift=1 aug.cutout=8 "net.widths=(64,128,256)"
+    more, not yet measured                 opt.epochs=100 aug.shift=2 aug.cutout=12 "net.widths=(128,256,512)"
 """
 import time
 STARTED = time.perf_counter()  # total_s counts from here, the imports included
@@ -327,8 +327,7 @@ def make_train(data, device, dtype):
         mean.fill_(sample.mean()), std.fill_(sample.std())
         reset(net, (sample - mean) / std)
         torch._foreach_zero_([*velocities, step_index])
-        torch._foreach_copy_(average, weights)
-        last_losses.fill_(math.inf)  # until an image has been seen
+        torch._foreach_copy_(average, weights), last_losses.fill_(math.inf)  # until an image has been seen
         for index in range(steps):
             step()
             progress(index + 1, opt['epochs'], losses, started)
