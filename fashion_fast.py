@@ -5,7 +5,7 @@
     python fashion_fast.py opt.epochs=9 run.runs=2     any value of hyp, by its dotted name
 Recipes, by their test accuracy (93.71 % is the first one's without test-time augmentation):
     94.14 %, n = 12, 82 s on two cores     the defaults
-    94.92 %, n = 2, not timed               opt.epochs=12 aug.shift=1 aug.cutout=8 "net.widths=(64,128,256)"
+    94.92 %, n = 2, not timed              opt.epochs=12 aug.shift=1 aug.cutout=8 "net.widths=(64,128,256)"
     95 % and more, not yet measured        opt.epochs=100 aug.shift=2 aug.cutout=12 "net.widths=(128,256,512)"
 """
 import time
