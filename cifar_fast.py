@@ -120,16 +120,14 @@ def download(name, path):
     """Finds or downloads a torchvision set, writes it to path, whole or not at all. Raises what torchvision raises."""
     import torchvision  # only here: it takes as long as torch
     kind, data, part = getattr(torchvision.datasets, name), {}, f'{path}.part'
-    own = getattr(kind, 'url', '')
     socket.setdefaulttimeout(20)  # seconds without a byte, after which a server is given up
     try:
-        for kind.url in MIRRORS.get(name, ()):
+        for url in MIRRORS.get(name, ()):
             try:
-                kind(hyp['data']['dir'], download=True)
+                type(name, (kind,), {'url': url})(hyp['data']['dir'], download=True)  # the class, with another address
                 break
             except (OSError, RuntimeError) as error:  # RuntimeError: another md5
-                print(f'{kind.url}: {error}; on to the next', flush=True)
-        kind.url = own
+                print(f'{url}: {error}; on to the next', flush=True)
         for split in ('train', 'test'):
             dataset = kind(hyp['data']['dir'], train=split == 'train', download=True)
             images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
@@ -318,8 +316,7 @@ def capture(function, device, counters):
         with torch.cuda.stream(stream):
             torch._foreach_zero_(counters)
             function()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph):  # waits for the stream first
         function()
     return graph.replay
 
@@ -459,10 +456,9 @@ def progress(step, epochs, losses, started):
         return
     if sys.stdout.isatty() and step % math.ceil(steps / 100) == 0:
         print(f'\r\x1b[K{elapsed / step * (steps - step):.0f} s left\r', end='', flush=True)
-    epoch, before = int(epochs * step / steps), int(epochs * (step - 1) / steps)
-    if epoch > before:
-        loss = losses[int(before * steps / epochs):step].mean()
-        print(f'epoch {epoch:3d}  loss {loss:.4f}  {elapsed:.0f} s', flush=True)
+    epoch, done = int(epochs * step / steps), int(epochs * (step - 1) / steps)
+    if epoch > done:
+        print(f'epoch {epoch:3d} loss {losses[int(done * steps / epochs):step].mean():.4f} {elapsed:.0f} s', flush=True)
 
 def log_line(seed, result, losses, seconds):
     """A run's line of the log; result is float32 [3]: accuracy, the same without test-time augmentation, loss."""

@@ -113,16 +113,14 @@ def download(name, path):
     """Finds or downloads a torchvision set, writes it to path, whole or not at all. Raises what torchvision raises."""
     import torchvision  # only here: it takes as long as torch
     kind, data, part = getattr(torchvision.datasets, name), {}, f'{path}.part'
-    own = getattr(kind, 'url', '')
     socket.setdefaulttimeout(20)  # seconds without a byte, after which a server is given up
     try:
-        for kind.url in MIRRORS.get(name, ()):
+        for url in MIRRORS.get(name, ()):
             try:
-                kind(hyp['data']['dir'], download=True)
+                type(name, (kind,), {'url': url})(hyp['data']['dir'], download=True)  # the class, with another address
                 break
             except (OSError, RuntimeError) as error:  # RuntimeError: another md5
-                print(f'{kind.url}: {error}; on to the next', flush=True)
-        kind.url = own
+                print(f'{url}: {error}; on to the next', flush=True)
         for split in ('train', 'test'):
             dataset = kind(hyp['data']['dir'], train=split == 'train', download=True)
             images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
@@ -197,10 +195,8 @@ def shift(images):
 #                  Network                  #
 #############################################
 def make_net(classes):
-    """float [n, C, crop, crop] of mean 0 and variance 1 -> logits [n, classes]; its two parts are the first layer and
-    the rest. Strides stand in for pooling, and whitened patches and Muon for normalisation layers."""
-    filters1, filters2, units = hyp['net']['widths']
-    side = hyp['net']['crop'] // 4 - 1
+    """float [n, C, crop, crop] of mean 0 and variance 1 -> logits [n, classes]; strides for pooling, no BatchNorm."""
+    (filters1, filters2, units), side = hyp['net']['widths'], hyp['net']['crop'] // 4 - 1
     return nn.Sequential(
         nn.Sequential(nn.Conv2d(hyp['data']['shape'][0], filters1, 4, stride=2), nn.ReLU(inplace=True)),
         nn.Sequential(nn.Conv2d(filters1, filters2, 3, stride=2), nn.ReLU(inplace=True), nn.Flatten(),
@@ -233,20 +229,14 @@ def orthogonalize(x):
 def update(parameters, velocities, average, peaks, rate):
     """One step, in place: Muon (Jordan, 2024) for weights, their filters as rows, SGD for biases, both with Nesterov
     momentum; what has no gradient stays. rate, float32 [1], is the share of the peak learning rates."""
-    momentum = hyp['opt']['momentum']
     for parameter, velocity, peak in zip(parameters, velocities, peaks):
         if parameter.grad is not None:
-            velocity.mul_(momentum).add_(parameter.grad)
-            change = parameter.grad.add(velocity, alpha=momentum)
+            velocity.mul_(hyp['opt']['momentum']).add_(parameter.grad)
+            change = parameter.grad.add(velocity, alpha=hyp['opt']['momentum'])
             if parameter.ndim > 1:
                 change = orthogonalize(change.flatten(1)).view(parameter.shape)
             parameter.addcmul_(change, rate, value=-peak)
     torch._foreach_lerp_(average, parameters, 1 - hyp['ema']['decay'])
-
-def schedule(steps):
-    """Each step's share of the peak learning rates, float32 [steps]: a triangle."""
-    share, warmup = (torch.arange(steps) + 0.5) / steps, hyp['opt']['warmup']
-    return torch.minimum(share / max(warmup, 1e-9), (1 - share) / (1 - warmup))
 
 #############################################
 #                 Training                  #
@@ -261,16 +251,15 @@ def capture(function, device, counters):
         with torch.cuda.stream(stream):
             torch._foreach_zero_(counters)
             function()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph):  # waits for the stream first
         function()
     return graph.replay
 
 def make_train(data, device, dtype):
     """What all runs share: the network, buffers, on a GPU the graphs -> train(seed), which trains and tests once."""
     opt, images, labels = hyp['opt'], data['train']['images'], data['train']['labels']
-    batch_size, candidates, head_start = opt['batch_size'], opt['candidates'], opt['head_start']
-    steps = max(1, round(opt['epochs'] * len(images) / batch_size / (head_start + (1 - head_start) * candidates)))
+    n, batch_size, candidates, head_start = len(images), opt['batch_size'], opt['candidates'], opt['head_start']
+    steps = max(1, round(opt['epochs'] * n / batch_size / (head_start + (1 - head_start) * candidates)))
     first_steps = math.ceil(head_start * steps)
     drawn = batch_size * (first_steps + (steps - first_steps) * candidates)  # images in all
     layout = torch.contiguous_format if device.type == 'mps' else torch.channels_last  # mps gets its gradients wrong
@@ -286,7 +275,8 @@ def make_train(data, device, dtype):
     velocities, average = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
     # What a step reads and writes stays in its place on the device, so that a graph can be replayed without the host.
     crops, order = middle(images).contiguous(), torch.zeros(drawn, dtype=torch.int64, device=device)
-    rates, losses = schedule(steps).to(device), torch.zeros(steps, device=device)
+    share, losses = (torch.arange(steps, device=device) + 0.5) / steps, torch.zeros(steps, device=device)
+    rates = torch.minimum(share / max(opt['warmup'], 1e-9), (1 - share) / (1 - opt['warmup']))  # a triangle
     mean, std, result = torch.zeros(1, device=device), torch.ones(1, device=device), torch.zeros(3, device=device)
     position, step_index = torch.zeros(2, 1, dtype=torch.int64, device=device)
     offsets = torch.arange(batch_size * candidates, device=device)
@@ -294,7 +284,6 @@ def make_train(data, device, dtype):
     def step(candidates, train_first):
         net.zero_grad()
         index = order[position + offsets[:candidates * batch_size]]
-        position.add_(len(index))
         x = shift(images[index]) if hyp['aug']['shift'] else crops.index_select(0, index)
         x, y = (x - mean) / std, labels[index]
         with half:
@@ -308,7 +297,7 @@ def make_train(data, device, dtype):
         loss.backward()  # of the sum, as the mean's gradients get lost in float16
         update(parameters, velocities, average, peaks, rates[step_index])
         losses[step_index] = loss.detach() / batch_size
-        step_index.add_(1)
+        position.add_(len(index)), step_index.add_(1)
 
     def predict(images):
         with half:
@@ -316,13 +305,14 @@ def make_train(data, device, dtype):
 
     @torch.no_grad()
     def test():
-        """result = accuracy with test-time augmentation, accuracy and loss without."""
+        """result = accuracy with test-time augmentation, accuracy and loss without, of the weights' average."""
+        torch._foreach_copy_(parameters, average)
         images, labels = F.pad(data['test']['images'].float(), (1, 1, 1, 1)), data['test']['labels']
         logits = predict(middle(images))
         chances = logits.softmax(1)
         result[1], result[2] = (logits.argmax(1) == labels).float().mean(), F.cross_entropy(logits, labels)
-        first, second = chances.topk(2).values.T
-        unsure = (second - first).topk(math.ceil(hyp['tta']['share'] * len(labels))).indices
+        margins = chances.topk(2).values.diff().squeeze(1)  # second class less first
+        unsure = margins.topk(math.ceil(hyp['tta']['share'] * len(labels))).indices
         for down, right in ((-1, 0), (0, -1), (0, 1), (1, 0)):
             chances[unsure] += predict(middle(images[unsure], down, right)).softmax(1)
         result[0] = (chances.argmax(1) == labels).float().mean()
@@ -338,15 +328,11 @@ def make_train(data, device, dtype):
         sample = crops[::10].float()
         mean.fill_(sample.mean()), std.fill_(sample.std())
         reset(net, (sample[:1000] - mean) / std)
-        torch._foreach_zero_([*velocities, position, step_index])
-        torch._foreach_copy_(average, parameters)
-        shuffles = [torch.randperm(len(images), device=device) for _ in range(math.ceil(drawn / len(images)))]
-        order.copy_(torch.cat(shuffles)[:drawn])
+        torch._foreach_zero_([*velocities, position, step_index]), torch._foreach_copy_(average, parameters)
+        order.copy_(torch.cat([torch.randperm(n, device=device) for _ in range(math.ceil(drawn / n))])[:drawn])
         for index in range(steps):
             first_step() if index < first_steps else later_step()
             progress(index + 1, opt['epochs'], losses, started)
-        with torch.no_grad():
-            torch._foreach_copy_(parameters, average)
         test()
         return log_line(seed, result, losses, clock(device) - started)
     return train
@@ -385,10 +371,9 @@ def progress(step, epochs, losses, started):
         return
     if sys.stdout.isatty() and step % math.ceil(steps / 100) == 0:
         print(f'\r\x1b[K{elapsed / step * (steps - step):.0f} s left\r', end='', flush=True)
-    epoch, before = int(epochs * step / steps), int(epochs * (step - 1) / steps)
-    if epoch > before:
-        loss = losses[int(before * steps / epochs):step].mean()
-        print(f'epoch {epoch:3d}  loss {loss:.4f}  {elapsed:.0f} s', flush=True)
+    epoch, done = int(epochs * step / steps), int(epochs * (step - 1) / steps)
+    if epoch > done:
+        print(f'epoch {epoch:3d} loss {losses[int(done * steps / epochs):step].mean():.4f} {elapsed:.0f} s', flush=True)
 
 def log_line(seed, result, losses, seconds):
     """A run's line of the log; result is float32 [3]: accuracy, the same without test-time augmentation, loss."""
