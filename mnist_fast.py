@@ -390,7 +390,8 @@ def draw(net, seen, data):
     heat = (features * torch.autograd.grad(logits.amax(1).sum(), features)[0]).sum(1, keepdim=True).relu()
     heat = F.interpolate(heat / (1e-9 + heat.amax((2, 3), keepdim=True)), seen.shape[2:], mode='bilinear')
     heat = F.pad(heat, 4 * [(images.shape[2] - seen.shape[2]) // 2])  # where the network sees the middle only
-    lit = images * (1 - heat) * 0.6 + heat * torch.tensor([230.0, 159.0, 0.0], device=heat.device).view(3, 1, 1)
+    orange = torch.tensor([230.0, 159.0, 0.0], device=heat.device).view(3, 1, 1)
+    lit = 0.6 * images.float().mean(1, keepdim=True) * (1 - heat) + heat * orange  # on grey, for the colour-blind too
     right, wrong = (answers == labels).nonzero()[:16, 0], (chances * (answers != labels)).argsort(descending=True)[:16]
     words = [names[label] for label in (*data['train']['labels'][:16], *labels[right])]
     words += 2 * [f'{names[label]}\nseen as {names[answer]}' for label, answer in zip(labels[wrong], answers[wrong])]

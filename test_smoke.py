@@ -481,7 +481,7 @@ def test_the_picture(folder, script):
 @pytest.mark.parametrize('script', ['mnist_fast.py', 'fashion_fast.py', 'cifar_fast.py'])
 def test_the_saved_network(folder, script):
     """Gives float32 logits for any number of uint8 images, with the accuracy of the run, without the script."""
-    small = ('opt.epochs=0.1',) if script == 'mnist_fast.py' else (*SMALL[3:], 'opt.epochs=0.7')
+    small = ('opt.epochs=0.1',) if script == 'mnist_fast.py' else (*SMALL[3:], 'opt.epochs=0.5')
     run(folder, *SYNTHETIC, *small, 'run.runs=2', 'run.save=a.pt2', script=script)
     _, (_, last) = read_log(folder / 'log.jsonl')
     net = torch.export.load(folder / 'a.pt2').module()
@@ -490,10 +490,10 @@ def test_the_saved_network(folder, script):
         logits = net(images)
         assert logits.dtype == torch.float32 and logits.shape == (len(images), 10)
     acc = (logits.argmax(1) == split['labels']).float().mean()
-    assert acc == pytest.approx(last['acc_plain'], abs=1e-6) and 0.11 < acc < 0.999
+    assert acc == pytest.approx(last['acc_plain'], abs=1e-6) and 0.11 < acc < 1
     assert (folder / 'a.pt2').stat().st_size < 2_000_000  # the weights, and no images
 
-TORCHRUN = '-m', 'torch.distributed.run', '--nproc-per-node=2', '--master-addr=127.0.0.1', '--master-port=0'
+TORCHRUN = '-m', 'torch.distributed.run', '--standalone', '--local-addr=127.0.0.1', '--nproc-per-node=2'
 
 def test_two_processes_share_the_runs(folder):
     """The same accuracies by seed as one process has, in one table and one summary; each writes its own runs."""
