@@ -93,7 +93,7 @@ def pick_device():
         cores = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', PROCESSES))))
     try:
-        device = torch.device(f'cuda:{local % torch.cuda.device_count()}' if name == 'cuda' else name)
+        device = torch.device(f'cuda:{local % max(1, torch.cuda.device_count())}' if name == 'cuda' else name)
         torch.zeros(1, device=device), device.type == 'cuda' and torch.cuda.set_device(device)
         capability = torch.cuda.get_device_capability(device) if device.type == 'cuda' else (0, 0)
         if dtype == 'auto':  # by compute capability: is_bf16_supported() counts a T4's slow emulation too
@@ -363,6 +363,7 @@ def make_train(data, device, dtype):
         logits[unsure] = sum(weight * predict(view) for weight, view in zip((2, 1, 1, 2, 1, 1), views))
         result[0] = (logits.argmax(1) == labels).float().mean()
         net.train()
+
     first_step, later_step, test = (capture(function, device, [position, step_index]) for function in (
         lambda: step(opt['small'], train_first=True), lambda: step(side, train_first=False), test))
 

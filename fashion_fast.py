@@ -85,7 +85,7 @@ def pick_device():
         cores = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', PROCESSES))))
     try:
-        device = torch.device(f'cuda:{local % torch.cuda.device_count()}' if name == 'cuda' else name)
+        device = torch.device(f'cuda:{local % max(1, torch.cuda.device_count())}' if name == 'cuda' else name)
         torch.zeros(1, device=device), device.type == 'cuda' and torch.cuda.set_device(device)
         capability = torch.cuda.get_device_capability(device) if device.type == 'cuda' else (0, 0)
         if dtype == 'auto':  # by compute capability: is_bf16_supported() counts a T4's slow emulation too

@@ -207,6 +207,12 @@ def test_wrong_overrides(folder):
     for argument, line in zip(cases, fail_each(folder, [(argument,) for argument in cases], status=2)):
         assert argument in line and cases[argument] in line, line
 
+def test_wrong_devices(folder):
+    missing = [] if torch.cuda.is_available() else ['run.device=cuda', 'run.device=cuda:3']
+    cases = [('data.name=Synthetic', argument) for argument in (*missing, 'run.device=gpu', 'run.dtype=half')]
+    for (_, argument), line in zip(cases, fail_each(folder, cases)):
+        assert argument in line, line
+
 def idx(array):
     """uint8 [n] or [n, 28, 28] in the format of MNIST's own files."""
     return gzip.compress(struct.pack(f'>HBB{array.ndim}I', 0, 8, array.ndim, *array.shape) + array.numpy().tobytes())
@@ -924,6 +930,23 @@ os.mkdir('data')
     assert data['classes'] == ['dark', 'light'] and data['train']['images'].shape == (120, 1, 28, 28)
     out = run(folder, 'data.name=Mine', 'data.dir=data', 'run.runs=1', 'opt.epochs=60', 'opt.batch_size=20')
     assert summary(out)['acc'] > 0.9
+
+def test_readme_classifies_a_folder(folder):
+    """PNG files of the test images, without the script, as well as it did."""
+    labels = torch.arange(900) % 3
+    data = make_set(labels, labels[:60])
+    torch.save(data, folder / 'sets/Mine.pt')
+    run(folder, 'data.name=Mine', 'opt.epochs=3', 'run.runs=1', 'run.save=mnist.pt2', 'run.log=log.jsonl')
+    _, (line,) = read_log(folder / 'log.jsonl')
+    (folder / 'pictures').mkdir()
+    for number, image in enumerate(data['test']['images']):
+        Image.fromarray(image[0].numpy()).save(folder / f'pictures/{number:02d}.png')
+    (folder / 'classify.py').write_text(snippets()['saved network'])
+    out, _ = finish(start(folder, script=folder / 'classify.py', **torchvision_with()))
+    names, answers = zip(*(said.split() for said in out.splitlines()))
+    assert list(names) == [f'pictures/{number:02d}.png' for number in range(60)]
+    right = sum(int(answer) == label for answer, label in zip(answers, labels.tolist()))
+    assert right / 60 == pytest.approx(line['acc_plain'], abs=1e-6) and 20 < right
 
 def test_readme_counts_the_compute(folder):
     """One step of 1000 images and a test of 2000, by hand: a convolution's backward pass is two of its forward passes,
