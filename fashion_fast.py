@@ -134,7 +134,7 @@ def load_data(device):
     path, data = os.path.join(hyp['data']['dir'], f'{name}.pt'), synthesize(shape) if name == 'Synthetic' else None
     try:
         if not data and not os.path.exists(path): download(name, path)
-        data = data or torch.load(path, weights_only=True)
+        data = data or dict(torch.load(path, weights_only=True))
         if holdout:  # the last training images stand in for the test set
             data['train'], data['test'] = ({key: values[part] for key, values in data['train'].items()}
                                            for part in (slice(-holdout), slice(-holdout, None)))
