@@ -10,7 +10,7 @@ Recipes, by their test accuracy (93.71 % is the first one's without test-time au
 """
 import time
 STARTED = time.perf_counter()  # total_s counts from here, the imports included
-import ast, contextlib, ctypes, datetime, difflib, json, math, os, pickle, socket, statistics, sys, tempfile
+import ast, contextlib, ctypes, datetime, difflib, json, math, os, pickle, socket, statistics, sys, tempfile, zipfile
 import torch, torch.nn.functional as F
 from torch import nn
 SCRIPT = 'fashion_fast'  # its name in the summary and the log
@@ -134,6 +134,7 @@ def load_data(device):
     path, data = os.path.join(hyp['data']['dir'], f'{name}.pt'), synthesize(shape) if name == 'Synthetic' else None
     try:
         if not data and not os.path.exists(path): download(name, path)
+        if not data and not zipfile.is_zipfile(path): raise ValueError('not a whole file of torch.save')
         data = data or dict(torch.load(path, weights_only=True))
         if holdout:  # the last training images stand in for the test set
             data['train'], data['test'] = ({key: values[part] for key, values in data['train'].items()}
@@ -147,7 +148,7 @@ def load_data(device):
             data[split] = {'images': images.to(device), 'labels': labels.to(device)}
         return data
     except Exception as error:  # of many types: no network, no such set, a full disk, a file cut short or with code
-        unsafe = isinstance(error, pickle.UnpicklingError) and 'not of torch.save, or a pickle that may run code'
+        unsafe = isinstance(error, pickle.UnpicklingError) and 'a pickle that may run code'
         raise Stop(f'{path}: {type(error).__name__}: {unsafe or " ".join(str(error).split())[:200]} '
                    f'(images that need neither file nor network: python {SCRIPT}.py data.name=Synthetic)', 1)
 
@@ -396,9 +397,8 @@ def draw(net, seen, data):
     words = [names[label] for label in (*data['train']['labels'][:16], *labels[right])]
     words += 2 * [f'{names[label]}\nseen as {names[answer]}' for label, answer in zip(labels[wrong], answers[wrong])]
     tiles = [F.interpolate(x.float().expand(-1, 3, -1, -1), 112) for x in (seen, lit[right], images[wrong], lit[wrong])]
-    tiles, frame = F.pad(torch.cat(tiles), (0, 0, 28, 0)).byte().cpu(), torch.tensor([[0, 0, 111, 139]])
-    save_image([draw_bounding_boxes(tile, frame, [word], 'white') / 255 for tile, word in zip(tiles, words)],
-               hyp['run']['picture'])
+    tiles, box = F.pad(torch.cat(tiles), (0, 0, 28, 0)).byte().cpu(), torch.tensor([[0, 0, 111, 139]])
+    save_image([draw_bounding_boxes(x, box, [y], 'white') / 255 for x, y in zip(tiles, words)], hyp['run']['picture'])
 
 #############################################
 #                   Main                    #
