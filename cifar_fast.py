@@ -463,7 +463,7 @@ def read_log(key):
         last = starts[lines[-1]['session']]
         runs = {run['seed']: run for run in lines if 'acc' in run and recipe(starts[run['session']]) == recipe(last)}
         if last['script'] != SCRIPT or len(runs) < 1 + (key == 'baseline'):
-            raise ValueError(f'{len(runs)} of {last["script"]}')
+            raise ValueError(f'{len(runs)} runs of {last["script"]}')
         return last, [*runs.values()]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise Stop(f'run.{key}={hyp["run"][key]}: no log of enough {SCRIPT} runs ({type(error).__name__}: {error})', 1)
