@@ -77,16 +77,16 @@ def override(arguments):
         hyp[group][name] = kind(value)
 
 def pick_device():
-    """-> the torch.device, for torchrun's processes one each or a share of the cores; the half dtype or None."""
-    name, dtype, local = hyp['run']['device'], hyp['run']['dtype'], int(os.environ.get('LOCAL_RANK', 0))
+    """-> the torch.device (torchrun's processes get one each, or a share of the cores); autocast's dtype, or None."""
+    name, dtype, cards = hyp['run']['device'], hyp['run']['dtype'], max(1, torch.cuda.device_count())
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
     if PROCESSES > 1:
         cores = len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', PROCESSES))))
     try:
-        device = torch.device(f'cuda:{local % max(1, torch.cuda.device_count())}' if name == 'cuda' else name)
-        torch.zeros(1, device=device), device.type == 'cuda' and torch.cuda.set_device(device)
+        device = torch.zeros(1, device=f'cuda:{RANK % cards}' if name == 'cuda' else name).device
+        if device.type == 'cuda': torch.cuda.set_device(device)
         capability = torch.cuda.get_device_capability(device) if device.type == 'cuda' else (0, 0)
         if dtype == 'auto':  # by compute capability: is_bf16_supported() counts a T4's slow emulation too
             dtype = 'bfloat16' if capability >= (8, 0) else 'float16' if capability >= (7, 0) else 'float32'
@@ -115,8 +115,8 @@ def download(name, path):
         labels = labels.view(len(labels), -1)[:, 0]  # QMNIST's other columns tell who wrote the digit
         data[split] = {'images': images, 'labels': labels.long()}
     with tempfile.TemporaryDirectory(dir=folder) as beside:
-        torch.save({**data, 'classes': [str(label) for label in dataset.classes]}, f'{beside}/part')
-        os.replace(f'{beside}/part', path)
+        torch.save({**data, 'classes': [str(label) for label in dataset.classes]}, f'{beside}/new.part')
+        os.replace(f'{beside}/new.part', path)
 
 def synthesize(shape):
     """Ten classes that a network can learn: for each a smooth pattern, deep in noise."""
@@ -311,10 +311,10 @@ def t_test(accs, others):
     variances = [max(statistics.variance(sample), 1e-18) / len(sample) for sample in samples]  # of the means
     df = sum(variances)**2 / sum(variance**2 / (len(sample) - 1) for variance, sample in zip(variances, samples))
     difference, scale = statistics.mean(accs) - statistics.mean(others), math.sqrt(df * sum(variances))
-    a = torch.linspace(-math.pi / 2, math.pi / 2, 1_000_001, dtype=torch.float64)
-    below = a.cos().abs().pow(df - 1).cumsum(0)
-    ci99 = scale * a[torch.searchsorted(below, 0.995 * below[-1])].tan().item()
-    return difference, ci99, (below[torch.searchsorted(a, math.atan(difference / scale))] / below[-1]).item()
+    a = math.pi * ((torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000 - 0.5)  # the middles of cells
+    density = a.cos()**(df - 1)
+    ci99 = scale * a[torch.searchsorted(density.cumsum(0), 0.995 * density.sum())].tan().item()
+    return difference, ci99, (density[a < math.atan(difference / scale)].sum() / density.sum()).item()
 
 def report(start, runs, base):
     """Prints whether runs are better than the baseline's, what differs in the recipes, and the summary."""

@@ -348,9 +348,9 @@ def test_t_test():
         for p, t in zip((0.9, 0.95, 0.99, 0.995), row):
             difference, ci99, higher = internals()['t_test'](accs, [mean - t * error])
             assert difference == pytest.approx(t * error) and ci99 == pytest.approx(row[-1] * error, rel=1e-3)
-            assert higher == pytest.approx(p, abs=3e-5)
-            assert internals()['t_test'](accs, [mean + t * error])[2] == pytest.approx(1 - p, abs=3e-5)
-        assert internals()['t_test'](accs, [mean])[2] == pytest.approx(0.5, abs=2e-5)
+            assert higher == pytest.approx(p, abs=1e-5)
+            assert internals()['t_test'](accs, [mean + t * error])[2] == pytest.approx(1 - p, abs=1e-5)
+        assert internals()['t_test'](accs, [mean])[2] == pytest.approx(0.5)
         assert internals()['t_test'](accs, [-1e9])[2] == pytest.approx(1)
 
 def test_summary_by_hand(capsys):
@@ -637,8 +637,8 @@ def test_a_hundred_classes(folder):
     images = (labels[:, None, None, None] * 2 + torch.randint(20, (2000, 3, 32, 32))).byte()
     torch.save({'train': {'images': images, 'labels': labels}, 'test': {'images': images, 'labels': labels},
                 'classes': [str(number) for number in range(100)]}, folder / 'sets/Hundred.pt')
-    small = 'net.widths=(8,16,32)', 'opt.batch_size=100', 'opt.epochs=4', 'run.runs=1'
-    assert summary(run(folder, 'data.name=Hundred', *small, script='cifar_fast.py'))['acc'] > 0.04  # chance is 0.01
+    small = 'net.widths=(8,16,32)', 'opt.batch_size=100', 'opt.epochs=10', 'run.runs=1'
+    assert summary(run(folder, 'data.name=Hundred', *small, script='cifar_fast.py'))['acc'] > 0.1  # chance is 0.01
 
 @pytest.mark.skipif(not (REAL_DATA / 'FashionMNIST.pt').exists(), reason='DATA_DIR has no FashionMNIST.pt')
 def test_real_fashion(folder):
