@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SCRIPT = 'cifar_fast'  # its name in the summary and the log
-IMAGES = 50_000  # training images of the set that the values below are made for
+STEPS = 400  # of a run with the values below on the set that they are made for
 
 #############################################
 #              Hyperparameters              #
@@ -399,7 +399,7 @@ def build(data, device, dtype):
     return train, net, preview
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Nothing below depends on the data set; it is the same in all three scripts. From above it takes SCRIPT, IMAGES, hyp,
+# Nothing below depends on the data set; it is the same in all three scripts. From above it takes SCRIPT, STEPS, hyp,
 # plan(n), whose pairs end in a number of steps, and build(data, device, dtype) -> train(seed), network, preview(). It
 # gives capture(), which makes CUDA graphs, memory_format() and progress(), and owns the clock, the log and all files.
 
@@ -412,6 +412,7 @@ import ctypes
 import datetime
 import difflib
 import functools
+import inspect
 import json
 import linecache
 import socket
@@ -443,7 +444,6 @@ for group, values in hyp.items():
             ranges[f'{group}.{name}'] = value.lowest, value.highest
             values[name] = value.value
         defaults[f'{group}.{name}'] = values[name]
-usual_steps = sum(steps for _, steps in plan(IMAGES))
 
 def override(arguments):
     """Sets values of hyp from strings like 'opt.epochs=2' and checks all. Raises Stop, status 2, with what fits."""
@@ -455,9 +455,10 @@ def override(arguments):
             nearest = difflib.get_close_matches(key, defaults, n=1, cutoff=0)[0]
             raise Stop(f'{argument}: no such key; the nearest is {nearest}={defaults[nearest]}', 2)
         group, name = key.split('.')
-        hyp[group][name] = text  # a plain word, where it is no Python literal
+        value = text  # a plain word, where it is no Python literal
         with contextlib.suppress(SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
-            hyp[group][name] = ast.literal_eval(text)
+            value = ast.literal_eval(text)
+        hyp[group][name] = text if type(defaults[key]) is str and type(value) is not str else value
 
     def kind(value):
         return [type(number) for number in value] if type(value) is tuple else type(value)
@@ -466,7 +467,7 @@ def override(arguments):
         group, name = key.split('.')
         value = hyp[group][name]
         if kind(value) is int and kind(default) is float:
-            value = hyp[group][name] = float(min(value, 2**64))
+            value = hyp[group][name] = float(value) if abs(value) < 2**64 else math.inf
         if kind(value) != kind(default):
             raise Stop(f'{key}={value}: {key} takes a value of type {type(default).__name__}, like {default!r}', 2)
         lowest, highest = ranges.get(key, (value, value))
@@ -508,7 +509,7 @@ def fastest_dtype(device):
         return 'float32'
     capability = torch.cuda.get_device_capability(device)
     words = torch.cuda.get_device_name(device).replace('-', ' ').split()
-    if capability == (7, 5) and not {'RTX', 'TITAN', 'T4'} & set(words):
+    if capability == (7, 5) and not any(word == 'T4' or word.startswith(('RTX', 'TITAN')) for word in words):
         return 'float32'  # a GTX 16xx and its like have no such units: half precision is slow there, and gives NaN
     return 'bfloat16' if capability >= (8, 0) else 'float16' if capability >= (7, 0) else 'float32'
 
@@ -584,14 +585,20 @@ def read_npz(path):
     data, words = {}, []
     with numpy.load(path, allow_pickle=False) as file:
         form = '{0}_images {0}_labels' if 'train_images' in file else 'x_{0} y_{0}'
+        names = [name for split in ('train', 'test') for name in form.format(split).split()]
+        if not set(names) <= set(file):
+            raise ValueError(f'its arrays are {list(file)}; wanted: {names}')
         for split in ('train', 'test'):
-            images, labels = (file[key] for key in form.format(split).split())
+            images, labels = (file[name] for name in form.format(split).split())
             labels = labels.reshape(-1) if labels.shape == (len(images), 1) else labels
             if labels.dtype.kind in 'SU':
                 words = words or sorted(set(labels.tolist()))
+                unknown = sorted(set(labels.tolist()) - set(words))
+                if unknown:
+                    raise ValueError(f'test labels {unknown} are not among the training labels {words}')
                 labels = numpy.array([words.index(word) for word in labels.tolist()])
             images = torch.from_numpy(images)
-            images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+            images = images.permute(0, 3, 1, 2).contiguous() if images.ndim == 4 else images[:, None]
             data[split] = {'images': images, 'labels': torch.from_numpy(labels.astype('int64'))}
     return data | {'classes': [str(name) for name in words or range(int(data['train']['labels'].max()) + 1)]}
 
@@ -601,6 +608,8 @@ def read_picture(path, shape):
     import numpy
     from PIL import Image, ImageOps
     picture = ImageOps.exif_transpose(Image.open(path))
+    if picture.mode == 'F':
+        raise ValueError('its pixels are floating-point numbers')
     if picture.mode.startswith('I'):  # 16 bits
         picture = Image.fromarray((numpy.asarray(picture) / 257).round().astype('uint8'))
     if picture.has_transparency_data:
@@ -666,84 +675,108 @@ def synthesize(shape):
 
 def check_split(data, split):
     """Raises ValueError, with what is found and what is wanted, where data[split] has another form than load_data's."""
-    def form(x):
-        if torch.is_tensor(x) and len(x) > 0:
-            return f'{x.dtype} {list(x.shape)} of {x.min()} to {x.max()}'
-        return type(x).__name__
-
-    shape = hyp['data']['shape']
     if not isinstance(data, dict) or not isinstance(data.get(split), dict) or 'classes' not in data:
-        raise ValueError(f"no '{split}' or no 'classes'; wanted: {{'train': {{'images': ..., 'labels': ...}}, 'test': "
-                         "{'images': ..., 'labels': ...}, 'classes': names}")
-    images, labels, classes = data[split].get('images'), data[split].get('labels'), len(data['classes'])
-    found = f'{split} images: {form(images)}, labels: {form(labels)}, {classes} classes'
-    wanted = f'tensors, images: torch.uint8 {["N", *shape]} of 0 to 255, labels: torch.int64 [N] of 0 to {classes - 1}'
-    if not (torch.is_tensor(images) and torch.is_tensor(labels) and len(labels) > 0 and classes > 1
-            and images.dtype == torch.uint8 and images.shape == (len(labels), *shape)
-            and labels.dtype == torch.int64 and labels.ndim == 1 and 0 <= labels.min() and labels.max() < classes):
-        raise ValueError(f'{found}; wanted: {wanted}, 2 or more classes; data.shape={shape} can be changed')
-    if (images == images[0]).all():
-        raise ValueError(f'{found}: all images are the same')
+        raise ValueError(f"no '{split}' or no 'classes' in it; wanted: {{'train': {{'images': ..., 'labels': ...}}, "
+                         "'test': {'images': ..., 'labels': ...}, 'classes': names}")
+    found = split
+    for key in ('images', 'labels'):
+        x = data[split].get(key)
+        if not isinstance(x, torch.Tensor) or len(x) == 0:
+            raise ValueError(f'{split} {key} are {type(x).__name__}; wanted: a tensor, as torch.tensor makes of lists, '
+                             'with an entry for each image')
+        found += f' {key} {x.dtype} {list(x.shape)} of {x.min()} to {x.max()},'
+
+    images, labels = data[split]['images'], data[split]['labels']
+    shape, size, classes = hyp['data']['shape'], tuple(images.shape[1:]), len(data['classes'])
+    faults = [
+        (images.dtype != torch.uint8, 'torch.uint8 pixels of 0 to 255: (255 * images).round().byte() for 0 to 1'),
+        (len(size) == 2, 'images [N, C, H, W]: images[:, None] adds the channel'),
+        (size != shape and size[-1:] + size[:-1] == shape, 'images [N, C, H, W]: images.permute(0, 3, 1, 2)'),
+        (size != shape, f'images of data.shape={shape}: give data.shape="{size}", or delete NAME.pt to read pictures anew'),
+        (labels.ndim != 1, 'labels [N]: labels.argmax(1), where they are one-hot'),
+        (labels.dtype != torch.int64, 'torch.int64 labels: labels.long()'),
+        (len(labels) != len(images), 'a label for each image'),
+        (classes < 2, f'2 classes or more, not {classes}'),
+        (labels.min() < 0 or labels.max() >= classes, f'labels of 0 to {classes - 1}, for {classes} classes'),
+        (bool((images == images[0]).all()), 'images that are not all the same')]
+    for wrong, wanted in faults:
+        if wrong:
+            raise ValueError(f'{found} wanted: {wanted}')
 
 def find_data(name, folder):
-    """NAME.pt in folder, or what it is made of: NAME.npz, a folder NAME of pictures, a set of torchvision."""
-    path = folder / f'{name}.pt'
-    if path.exists():
-        if not zipfile.is_zipfile(path):
-            raise ValueError('cut short, or not a file of torch.save')
-        return torch.load(path, weights_only=True)
+    """-> where a set comes from: NAME.pt in folder, NAME.npz, a folder NAME; again NAME.pt for torchvision's."""
+    for path, mark in ((f'{name}.pt', ''), (f'{name}.npz', ''), (name, 'train')):
+        if (folder / path / mark).exists():
+            return folder / path
+    if name not in SETS:
+        nearest = max(SETS, key=lambda known: difflib.SequenceMatcher(None, known.lower(), name.lower()).ratio())
+        raise Stop(f'data.name={name}: there is no {folder / name}.pt, no {name}.npz, no {name}/train with a folder a '
+                   f'class; of the sets that can be downloaded, {", ".join(SETS)}, the nearest is {nearest}', 1)
+    return folder / f'{name}.pt'
 
-    if (folder / f'{name}.npz').exists():
-        data = read_npz(folder / f'{name}.npz')
-    elif (folder / name / 'train').is_dir():
-        data = read_folder(folder / name, hyp['data']['shape'])
-    elif name in SETS:
+def read_data(name, source, shape):
+    """The set at source, which becomes NAME.pt beside it where it is none."""
+    folder = source.parent
+    if source.suffix == '.pt' and source.exists():
+        if not zipfile.is_zipfile(source):
+            raise ValueError('cut short, or not a file of torch.save; delete it, if it can be made again')
+        return torch.load(source, weights_only=True)
+    if source.suffix == '.pt':
         data = read_torchvision(name, folder)
     else:
-        nearest = max(SETS, key=lambda known: difflib.SequenceMatcher(None, known.lower(), name.lower()).ratio())
-        raise Stop(f'data.name={name}: there is no {path}, no {name}.npz, no {name}/train with a folder a class; of '
-                   f'the sets that can be downloaded, {", ".join(SETS)}, the nearest is {nearest}', 1)
+        data = read_npz(source) if source.suffix == '.npz' else read_folder(source, shape)
     check_split(data, 'train')
     check_split(data, 'test')
-    if not os.access(folder, os.W_OK):
-        print(f'{folder}: cannot be written, so {path.name} is not kept', flush=True)
-        return data
+
     part = folder / f'{uuid.uuid4()}.part'
+    if not os.access(folder, os.W_OK):
+        print(f'{folder}: cannot be written, so {name}.pt is not kept', flush=True)
+        return data
     try:
         torch.save(data, part)
-        os.replace(part, path)
+        os.replace(part, folder / f'{name}.pt')
     finally:
         part.unlink(missing_ok=True)
     return data
 
+def hold_out(data, count):
+    """data with count training images, always the same ones, in the test set's place."""
+    n = len(data['train']['labels'])
+    if count >= n:
+        raise Stop(f'run.holdout={count}: of {n} training images some must be left', 2)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    test = {key: x[order[:count]] for key, x in data['train'].items()}
+    train = {key: x[order[count:]] for key, x in data['train'].items()}
+    return {'train': train, 'test': test, 'classes': data['classes']}
+
 def load_data(device):
     """-> {'train': {'images': uint8 [N, C, H, W], 'labels': int64 [N]}, 'test': {...}, 'classes': [str, ...]}, on the
     device. Raises Stop, naming the file and its fault."""
-    name, holdout = hyp['data']['name'], hyp['run']['holdout']
+    name, shape = hyp['data']['name'], hyp['data']['shape']
     folder = Path(hyp['data']['dir']).expanduser()
+    source = folder
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        data = synthesize(hyp['data']['shape']) if name == 'Synthetic' else find_data(name, folder)
+        if name == 'Synthetic':
+            data = synthesize(shape)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            source = find_data(name, folder)
+            data = read_data(name, source, shape)
         check_split(data, 'train')
-        n = len(data['train']['labels'])
-        if holdout >= n:
-            raise Stop(f'run.holdout={holdout}: of {n} training images some must be left', 2)
-        if holdout:
-            order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-            data = data | {'test': {key: x[order[:holdout]] for key, x in data['train'].items()},
-                           'train': {key: x[order[holdout:]] for key, x in data['train'].items()}}
+        if hyp['run']['holdout'] > 0:
+            data = hold_out(data, hyp['run']['holdout'])
         check_split(data, 'test')
+        for split in ('train', 'test'):
+            data[split] = {key: data[split][key].to(device) for key in ('images', 'labels')}
+        return data
     except Stop:
         raise
     except Exception as error:  # of many types: no network, a full disk, a file cut short, foreign or with code in it
         words = ' '.join(str(error).split())[:300]
         if 'weights_only' in words:  # torch's advice to do without this protection is not for users
             words = 'arrays of numpy in it: torch.from_numpy' if 'numpy' in words else 'a pickle that may run code'
-        raise Stop(f'{folder / name}.pt: {type(error).__name__}: {words} (images that need neither file nor network: '
-                   f'python {SCRIPT}.py data.name=Synthetic)', 1) from error
-    for split in ('train', 'test'):
-        data[split] = {key: data[split][key].to(device) for key in ('images', 'labels')}
-    return data
+        raise Stop(f'{source}: {type(error).__name__}: {words} (images that need neither file nor network: python '
+                   f'{SCRIPT}.py data.name=Synthetic)', 1) from error
 
 #############################################
 #                 Reporting                 #
@@ -880,7 +913,9 @@ def append(line):
 
 def source():
     """The text of this program: of the file, or the notebook's cells, that its functions stand in."""
-    files = {value.__code__.co_filename: 0 for value in globals().values() if isinstance(value, types.FunctionType)}
+    functions = [value for value in globals().values() if isinstance(value, types.FunctionType)]
+    mine = [inspect.unwrap(function) for function in functions if function.__module__ == __name__]
+    files = dict.fromkeys(function.__code__.co_filename for function in mine)
     return ''.join(line for file in files for line in linecache.getlines(file)) or 'not known: no file and no notebook'
 
 def save(path, net, preview, data):
@@ -936,11 +971,12 @@ def draw(path, net, preview, data):
 #                   Main                    #
 #############################################
 def hint(n):
-    """Says how to train longer, where n training images make less than half of the steps the values are made for."""
+    """Says how to train longer, where n training images are so few that the values make less than half of STEPS."""
     steps = sum(steps for _, steps in plan(n))
-    if 2 * steps < usual_steps and 2 * n < IMAGES:
-        epochs = math.ceil(hyp['opt']['epochs'] * usual_steps / steps)
-        print(f'{n} training images make {steps} steps; the values are made for {usual_steps}: try opt.epochs={epochs}')
+    if 2 * steps < STEPS and hyp['opt']['epochs'] >= defaults['opt.epochs']:
+        epochs = math.ceil(hyp['opt']['epochs'] * STEPS / steps)
+        print(f'{n} training images: a run takes {steps} of the {STEPS} steps that the values are made for; try '
+              f'opt.epochs={epochs}')
 
 def make_outputs(net, preview, data):
     """Saves the network and draws the picture, where they are asked for. Raises Stop at the end where that failed."""
@@ -1011,7 +1047,7 @@ def main():
     try:
         run_all(device, dtype, data, store, header, runs)
     except RuntimeError as error:
-        if 'memory' not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise Stop(f'run.device={device}: out of memory; try a smaller opt.batch_size', 1) from error
     finally:
