@@ -103,10 +103,8 @@ def augment(images, index, mirrored, size):
         columns = (column >= left) & (column < left + cutout)  # bool [n, W]
         batch = batch.masked_fill((rows[:, :, None] & columns[:, None, :])[..., None], 120)
 
-    batch = batch.permute(0, 3, 1, 2).float()
-    if size != (height, width):
-        batch = F.interpolate(batch, size, mode='bilinear')
-    return batch.contiguous(memory_format=memory_format(device))
+    batch = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format(device))
+    return batch if size == (height, width) else F.interpolate(batch, size, mode='bilinear')
 
 #############################################
 #                  Network                  #
@@ -332,7 +330,7 @@ def evaluate(net, state, data):
 
     def predict(images):
         with state.autocast:
-            return torch.cat([net(part) for part in images.split(1000)]).float()
+            return torch.cat([net(part) for part in images.split(2500)]).float()
 
     logits = predict(images)
     state.result[1] = (logits.argmax(1) == labels).float().mean()
@@ -592,11 +590,13 @@ def read_npz(path):
             images, labels = (file[name] for name in form.format(split).split())
             labels = labels.reshape(-1) if labels.shape == (len(images), 1) else labels
             if labels.dtype.kind in 'SU':
-                words = words or sorted(set(labels.tolist()))
-                unknown = sorted(set(labels.tolist()) - set(words))
-                if unknown:
-                    raise ValueError(f'test labels {unknown} are not among the training labels {words}')
-                labels = numpy.array([words.index(word) for word in labels.tolist()])
+                found = labels.astype(str).tolist()
+                words = words or sorted(set(found))
+                if not set(found) <= set(words):
+                    raise ValueError(f'{split} labels are {sorted(set(found))}, training labels {words}')
+                labels = numpy.array([words.index(word) for word in found])
+            if labels.dtype.kind not in 'iub':
+                raise ValueError(f'{split} labels are {labels.dtype}; wanted: numbers from 0, or words')
             images = torch.from_numpy(images)
             images = images.permute(0, 3, 1, 2).contiguous() if images.ndim == 4 else images[:, None]
             data[split] = {'images': images, 'labels': torch.from_numpy(labels.astype('int64'))}
@@ -646,7 +646,7 @@ def read_folder(folder, shape):
     for split, found in (('train', train), ('test', test)):
         empty = [name for name in classes if not found[name]]
         if empty:
-            raise Stop(f'{folder / split / empty[0]}: no picture in it', 1)
+            raise Stop(f'{folder / split / empty[0]}: there is no picture for it', 1)
         pictures = [(path, label) for label, name in enumerate(classes) for path in found[name]]
         order = torch.randperm(len(pictures), generator=random)
         images = torch.empty(len(pictures), *shape, dtype=torch.uint8)
@@ -692,12 +692,13 @@ def check_split(data, split):
         (images.dtype != torch.uint8, 'torch.uint8 pixels of 0 to 255: (255 * images).round().byte() for 0 to 1'),
         (len(size) == 2, 'images [N, C, H, W]: images[:, None] adds the channel'),
         (size != shape and size[-1:] + size[:-1] == shape, 'images [N, C, H, W]: images.permute(0, 3, 1, 2)'),
-        (size != shape, f'images of data.shape={shape}: give data.shape="{size}", or delete NAME.pt to read pictures anew'),
+        (size != shape, f'images of data.shape={shape}: give data.shape="{size}", or delete a NAME.pt of another'),
         (labels.ndim != 1, 'labels [N]: labels.argmax(1), where they are one-hot'),
         (labels.dtype != torch.int64, 'torch.int64 labels: labels.long()'),
         (len(labels) != len(images), 'a label for each image'),
         (classes < 2, f'2 classes or more, not {classes}'),
         (labels.min() < 0 or labels.max() >= classes, f'labels of 0 to {classes - 1}, for {classes} classes'),
+        (split == 'train' and len(labels.unique()) < classes, f'images of all {classes} classes, with labels from 0'),
         (bool((images == images[0]).all()), 'images that are not all the same')]
     for wrong, wanted in faults:
         if wrong:
@@ -808,7 +809,7 @@ def timed_run(train, seed):
     acc, acc_plain, loss = [round(value, 6) for value in result.tolist()]  # waits for a GPU
     now = time.perf_counter()
     curve = [[step, round(value, 4)] for step, value in enumerate(losses.tolist(), 1)]
-    broken = [step for step, value in curve if not math.isfinite(value)]
+    broken = [step for step, value in [*curve, [len(curve), loss]] if not math.isfinite(value)]
     if broken:
         advice = 'run.dtype=float32' if hyp['run']['dtype'] == 'float16' else 'lower learning rates'
         raise Stop(f'run with seed {seed}: the loss of step {broken[0]} is not finite; try {advice}', 1)
