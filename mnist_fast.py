@@ -949,6 +949,8 @@ def main():
         sys.stdout.reconfigure(errors='replace')  # for a console that lacks a letter
     base = read_log('baseline') if hyp['run']['baseline'] else None
     if hyp['run']['runs'] == 0:
+        if not hyp['run']['log']:
+            raise Stop('run.runs=0: it summarises a log; give run.log=FILE', 2)
         report(*read_log('log'), base)
         return
     if RANK > 0:
