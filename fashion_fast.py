@@ -611,19 +611,20 @@ def synthesize(shape):
 
 def check_split(data, split):
     """Raises ValueError, with what is found and what is wanted, where data[split] has another form than load_data's."""
-    if not isinstance(data, dict) or not isinstance(data.get(split), dict) or 'classes' not in data:
-        raise ValueError(f"no '{split}' or no 'classes' in it; wanted: {{'train': {{'images': ..., 'labels': ...}}, "
-                         "'test': {'images': ..., 'labels': ...}, 'classes': names}")
+    names = data.get('classes') if isinstance(data, dict) else None
+    if not isinstance(names, list) or set(map(type, names)) != {str} or not isinstance(data.get(split), dict):
+        raise ValueError(f"no '{split}', or no names as 'classes'; wanted: {{'train': {{'images': ..., 'labels': ...}}, "
+                         "'test': {'images': ..., 'labels': ...}, 'classes': ['cat', ...]}")
     found = split
     for key in ('images', 'labels'):
         x = data[split].get(key)
-        if not isinstance(x, torch.Tensor) or len(x) == 0:
+        if not isinstance(x, torch.Tensor) or x.ndim == 0 or len(x) == 0:
             raise ValueError(f'{split} {key} are {type(x).__name__}; wanted: a tensor, as torch.tensor makes of lists, '
                              'with an entry for each image')
         found += f' {key} {x.dtype} {list(x.shape)} of {x.min()} to {x.max()},'
 
     images, labels = data[split]['images'], data[split]['labels']
-    shape, size, classes = hyp['data']['shape'], tuple(images.shape[1:]), len(data['classes'])
+    shape, size, classes = hyp['data']['shape'], tuple(images.shape[1:]), len(names)
     faults = [
         (images.dtype != torch.uint8, 'torch.uint8 pixels of 0 to 255: (255 * images).round().byte() for 0 to 1'),
         (len(size) == 2, 'images [N, C, H, W]: images[:, None] adds the channel'),
@@ -709,10 +710,10 @@ def load_data(device):
     except Stop:
         raise
     except Exception as error:  # of many types: no network, a full disk, a file cut short, foreign or with code in it
-        words = ' '.join(str(error).split())[:300]
+        words = ' '.join(str(error).split())
         if 'weights_only' in words:  # torch's advice to do without this protection is not for users
             words = 'arrays of numpy in it: torch.from_numpy' if 'numpy' in words else 'a pickle that may run code'
-        raise Stop(f'{source}: {type(error).__name__}: {words} (images that need neither file nor network: python '
+        raise Stop(f'{source}: {type(error).__name__}: {words[:300]} (images that need neither file nor network: python '
                    f'{SCRIPT}.py data.name=Synthetic)', 1) from error
 
 #############################################
