@@ -610,8 +610,8 @@ def check_split(data, split):
     """Raises ValueError, with what is found and what is wanted, where data[split] has another form than load_data's."""
     names = data.get('classes') if isinstance(data, dict) else None
     if not isinstance(names, list) or set(map(type, names)) != {str} or not isinstance(data.get(split), dict):
-        raise ValueError(f"no '{split}', or no names as 'classes'; wanted: {{'train': {{'images': ..., 'labels': ...}}, "
-                         "'test': {'images': ..., 'labels': ...}, 'classes': ['cat', ...]}")
+        raise ValueError(f"no '{split}', or no names as 'classes'; wanted: {{'train': {{'images': ..., 'labels': ...}}"
+                         ", 'test': {'images': ..., 'labels': ...}, 'classes': ['cat', ...]}")
     found = split
     for key in ('images', 'labels'):
         x = data[split].get(key)
@@ -710,8 +710,8 @@ def load_data(device):
         words = ' '.join(str(error).split())
         if 'weights_only' in words:  # torch's advice to do without this protection is not for users
             words = 'arrays of numpy in it: torch.from_numpy' if 'numpy' in words else 'a pickle that may run code'
-        raise Stop(f'{source}: {type(error).__name__}: {words[:300]} (images that need neither file nor network: python '
-                   f'{SCRIPT}.py data.name=Synthetic)', 1) from error
+        raise Stop(f'{source}: {type(error).__name__}: {words[:300]} (images that need neither file nor network: '
+                   f'python {SCRIPT}.py data.name=Synthetic)', 1) from error
 
 #############################################
 #                 Reporting                 #
