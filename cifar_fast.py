@@ -411,6 +411,7 @@ import datetime
 import difflib
 import functools
 import inspect
+import io
 import json
 import linecache
 import socket
@@ -447,8 +448,6 @@ def override(arguments):
     """Sets values of hyp from strings like 'opt.epochs=2' and checks all. Raises Stop, status 2, with what fits."""
     for argument in arguments:
         key, _, text = argument.partition('=')
-        if key in ('-h', '--help'):
-            raise Stop(__doc__, 0)
         if key not in defaults:
             nearest = difflib.get_close_matches(key, defaults, n=1, cutoff=0)[0]
             raise Stop(f'{argument}: no such key; the nearest is {nearest}={defaults[nearest]}', 2)
@@ -597,6 +596,8 @@ def read_npz(path):
                 labels = numpy.array([words.index(word) for word in found])
             if labels.dtype.kind not in 'iub':
                 raise ValueError(f'{split} labels are {labels.dtype}; wanted: numbers from 0, or words')
+            if images.ndim not in (3, 4) or images.shape[3:] > (4,):
+                raise ValueError(f'{split} images are {images.shape}; wanted: [N, H, W] or [N, H, W, channels]')
             images = torch.from_numpy(images)
             images = images.permute(0, 3, 1, 2).contiguous() if images.ndim == 4 else images[:, None]
             data[split] = {'images': images, 'labels': torch.from_numpy(labels.astype('int64'))}
@@ -638,6 +639,8 @@ def read_folder(folder, shape):
             test[name] = [paths[place] for place in order[:math.ceil(len(paths) / 5)]]
             train[name] = [paths[place] for place in order[len(test[name]):]]
     classes, said = list(train), time.perf_counter()
+    if len(classes) < 2:
+        raise Stop(f'{folder / "train"}: its folders are {classes}; wanted: two or more, one for each class', 1)
     if set(train) != set(test):
         raise Stop(f'{folder}: train and test have other classes: only in train {sorted(set(train) - set(test))}, only '
                    f'in test {sorted(set(test) - set(train))}', 1)
@@ -730,15 +733,12 @@ def read_data(name, source, shape):
     check_split(data, 'train')
     check_split(data, 'test')
 
-    part = folder / f'{uuid.uuid4()}.part'
-    if not os.access(folder, os.W_OK):
+    if os.access(folder, os.W_OK):
+        content = io.BytesIO()
+        torch.save(data, content)
+        write(folder / f'{name}.pt', content)
+    else:
         print(f'{folder}: cannot be written, so {name}.pt is not kept', flush=True)
-        return data
-    try:
-        torch.save(data, part)
-        os.replace(part, folder / f'{name}.pt')
-    finally:
-        part.unlink(missing_ok=True)
     return data
 
 def hold_out(data, count):
@@ -883,6 +883,15 @@ def read_log(key):
         raise Stop(f'run.{key}={hyp["run"][key]}: no log of enough {SCRIPT} runs ({type(error).__name__}: {error})',
                    1) from error
 
+def write(path, content):
+    """An io.BytesIO becomes the file at path, whole or not at all."""
+    part = path.with_name(f'{uuid.uuid4()}.part')
+    try:
+        part.write_bytes(content.getbuffer())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
 def output(key):
     """The path that run.KEY names, its folder made. Raises Stop where it cannot be written, or has another suffix."""
     path = Path(hyp['run'][key]).expanduser()
@@ -920,14 +929,14 @@ def source():
     files = dict.fromkeys(function.__code__.co_filename for function in mine)
     return ''.join(line for file in files for line in linecache.getlines(file)) or 'not known: no file and no notebook'
 
-def save(path, net, preview, data):
+def save(file, net, preview, data):
     """run.save: a program of torch.export, uint8 [n, C, H, W] -> logits [n, classes], with the classes' names in it."""
     n, pixels = torch.export.Dim('n'), torch.zeros(2, *hyp['data']['shape'], dtype=torch.uint8)
     program = torch.export.export(net, (pixels,), dynamic_shapes=[{0: n}], strict=False)
     about = {'classes': data['classes'], 'shape': hyp['data']['shape']}
-    torch.export.save(program, path, extra_files={'about.json': json.dumps(about)})
+    torch.export.save(program, file, extra_files={'about.json': json.dumps(about)})
 
-def draw(path, net, preview, data):
+def draw(file, net, preview, data):
     """run.picture, 914 x 1288 pixels: training images as the network sees them; of 2,000 test images right answers and
     the surest mistakes. In orange what speaks for the answer: the last large feature map times its gradient, summed
     over the channels (HiResCAM, Draelos and Carin, 2020)."""
@@ -967,18 +976,24 @@ def draw(path, net, preview, data):
             tile = ImageOps.contain(Image.fromarray(pixels), (112, 112), Image.Resampling.NEAREST)
             pen.text((left + 1, top), word, 'white', font)
             sheet.paste(tile, (left, top + 29))
-    sheet.save(path)
+    sheet.save(file, 'png')
 
 #############################################
 #                   Main                    #
 #############################################
 def hint(n):
     """Says how to train longer, where n training images are so few that the values make less than half of STEPS."""
-    steps = sum(steps for _, steps in plan(n))
-    if 2 * steps < STEPS and hyp['opt']['epochs'] >= defaults['opt.epochs']:
-        epochs = math.ceil(hyp['opt']['epochs'] * STEPS / steps)
-        print(f'{n} training images: a run takes {steps} of the {STEPS} steps that the values are made for; try '
-              f'opt.epochs={epochs}')
+    def steps(epochs):
+        hyp['opt']['epochs'] = epochs
+        return sum(count for _, count in plan(n))
+
+    epochs = enough = hyp['opt']['epochs']
+    if 2 * steps(epochs) < STEPS and epochs >= defaults['opt.epochs']:
+        while steps(enough) < STEPS:
+            enough = math.ceil(1.05 * enough)
+        print(f'{n} training images: a run takes {steps(epochs)} of the {STEPS} steps that the values are made for; '
+              f'try opt.epochs={enough}')
+    hyp['opt']['epochs'] = epochs
 
 def make_outputs(net, preview, data):
     """Saves the network and draws the picture, where they are asked for. Raises Stop at the end where that failed."""
@@ -987,7 +1002,9 @@ def make_outputs(net, preview, data):
     for key, make in (('save', save), ('picture', draw)):
         try:
             if hyp['run'][key]:
-                make(output(key), net, preview, data)
+                content = io.BytesIO()
+                make(content, net, preview, data)
+                write(output(key), content)
         except Exception as error:  # of many types; the one must not take the other with it
             faults.append(f'run.{key}={hyp["run"][key]}: {type(error).__name__}: {error}')
     if faults:
@@ -1012,9 +1029,13 @@ def run_all(device, dtype, data, store, header, runs):
         make_outputs(net, preview, data)
 
 def main():
-    override([] if NOTEBOOK else sys.argv[1:])
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(errors='replace')  # for a console that lacks a letter
+    arguments = [] if NOTEBOOK else sys.argv[1:]
+    if {'-h', '--help'} & set(arguments):
+        print(__doc__, flush=True)
+        return
+    override(arguments)
     base = read_log('baseline') if hyp['run']['baseline'] else None
     if hyp['run']['runs'] == 0:
         if not hyp['run']['log']:
@@ -1065,7 +1086,7 @@ if __name__ == '__main__':
         if NOTEBOOK:
             stop.__context__ = None  # whose traceback would hold the run's memory
             raise stop.with_traceback(None) from None
-        print(stop.args[0], file=sys.stderr if stop.args[1] else sys.stdout)
+        print(stop.args[0], file=sys.stderr)
         sys.exit(stop.args[1])
     except KeyboardInterrupt:
         if not NOTEBOOK:

@@ -991,7 +991,7 @@ def test_baseline_by_hand(finished, folder):
     assert compare(folder, 'low', 'base')[2] == []
 
 def test_a_baseline_compares_what_stands_above_the_line(finished, folder):
-    """A mended machinery is no change, nor are the runs, places and files; a log of an older script can be read."""
+    """A mended machinery is no change, nor are runs, places and files; a log of an older script can be read."""
     header = finished[2]
     write_log(folder / 'base.jsonl', header, (0.990, 0.991, 0.992, 0.993))
     write_log(folder / 'mended.jsonl', header, (0.990, 0.991), 'def t_test(', 'def mended_t_test(',
@@ -1115,3 +1115,592 @@ def test_the_saved_network(folder, script):
     acc = (logits.argmax(1) == split['labels']).float().mean()
     assert acc == pytest.approx(last['acc_plain'], abs=1e-6) and 0.11 < acc < 1
     assert (folder / 'a.pt2').stat().st_size < 2_000_000  # the weights, and no images
+
+# Many processes
+
+LOCAL = '-m', 'torch.distributed.run', '--local-addr=127.0.0.1', '--nproc-per-node=2'
+TORCHRUN = *LOCAL, '--standalone'
+
+def test_two_processes_share_the_runs(folder):
+    """The same accuracies by seed as one process has, in one table and one summary; each writes its own runs."""
+    out = run(folder, *SYNTHETIC, 'run.runs=5', 'run.seed=3', launcher=TORCHRUN)
+    headers, lines = read_log(folder / 'log.jsonl')
+    assert [header['threads'] for header in headers] == [1, 1]
+    sessions = [{line['seed'] for line in lines if line['session'] == header['session']} for header in headers]
+    assert sorted(sessions, key=len) == [{4, 6}, {3, 5, 7}]
+    (folder / 'log.jsonl').unlink()
+    alone = run(folder, *SYNTHETIC, 'run.runs=5', 'run.seed=3')
+    for result in (summary(out), summary(alone)):
+        assert (result['runs'], result['acc']) == (5, summary(alone)['acc'])
+    columns = [re.findall(r'^ +(\d) +(\d) +([\d.]+) +([\d.]+) +([\d.]+) ', text, re.M) for text in (out, alone)]
+    assert columns[0] == columns[1] and len(columns[0]) == 5
+    _, others = read_log(folder / 'log.jsonl')
+    results = [{(line['seed'], line['acc'], line['loss']) for line in found} for found in (lines, others)]
+    assert results[0] == results[1] and len(results[0]) == 5
+
+def test_a_killed_process_loses_no_finished_run(folder):
+    process, log = start(folder, *SYNTHETIC, 'run.runs=1000', launcher=TORCHRUN), folder / 'log.jsonl'
+    while not log.exists() or len({line['session'] for line in read_whole(log) if 'acc' in line}) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    pids = [int(header['session'].split(', ')[-1]) for header in read_whole(log) if 'hyp' in header]
+    os.kill(pids[1], signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == 1 and log.read_text().endswith('\n')
+    headers, lines = read_log(log)
+    assert len({line['session'] for line in lines}) == len(headers) == 2 and len(lines) < 1000
+    assert summary(run(folder, 'run.runs=0', 'run.log=log.jsonl'))['runs'] == len({line['seed'] for line in lines})
+
+def test_two_machines(folder):
+    """Each with a data folder of its own, in which its first process makes the data file."""
+    labels = torch.arange(600) % 3
+    with socket.socket() as unused:
+        unused.bind(('127.0.0.1', 0))
+        port = unused.getsockname()[1]
+    nodes = []
+    for node in range(2):
+        place = folder / f'machine{node}'
+        (place / 'sets').mkdir(parents=True)
+        save_npz(place / 'sets/Mine.npz', make_set(labels, labels))
+        launcher = *LOCAL, '--nnodes=2', f'--node-rank={node}', '--master-addr=127.0.0.1', f'--master-port={port}'
+        nodes.append(start(place, 'data.name=Mine', 'run.runs=6', 'run.log=log.jsonl', launcher=launcher))
+    out, others_out = (finish(process)[0] for process in nodes)
+    assert summary(out)['runs'] == 6 and re.findall(r'^ +(\d) +\d +0', out, re.M) == [*'012345']
+    assert 'summary' not in others_out
+    seeds = []
+    for node in range(2):
+        headers, lines = read_log(folder / f'machine{node}/log.jsonl')
+        seeds.append(sorted(line['seed'] for line in lines))
+        assert len(headers) == 2 and (folder / f'machine{node}/sets/Mine.pt').exists()
+        assert not list(folder.rglob('*.part'))
+    assert sorted(seeds[0] + seeds[1]) == [*range(6)] and min(map(len, seeds)) >= 2
+
+# What a cluster or a notebook leaves behind.
+LEFT_BEHIND = [{'RANK': '1', 'WORLD_SIZE': '2', 'LOCAL_RANK': '1', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '9'},
+               {'WORLD_SIZE': '2'}, {'RANK': '', 'WORLD_SIZE': '', 'LOCAL_RANK': ''},
+               {'RANK': 'x', 'WORLD_SIZE': '-1', 'LOCAL_WORLD_SIZE': '8', 'GROUP_RANK': '3'}]
+
+def test_variables_of_other_launchers_change_nothing(folder):
+    with ThreadPoolExecutor(2) as pool:
+        outs = list(pool.map(lambda left: run(folder, *SYNTHETIC, *TINY['mnist_fast'], 'run.runs=1', **left),
+                             LEFT_BEHIND))
+    assert [summary(out)['runs'] for out in outs] == len(LEFT_BEHIND) * [1]
+    headers, lines = read_log(folder / 'log.jsonl')
+    assert len({line['loss'] for line in lines}) == 1 and [header['threads'] for header in headers] == 4 * [1]
+
+# torch.distributed as on Windows, and in a build that has none of it.
+NO_STORE = '''
+import torch
+distributed = torch.distributed
+def never(*arguments, **options):
+    raise RuntimeError('a store was asked for')
+for name in ('HashStore', 'TCPStore', 'FileStore', 'PrefixStore'):
+    if name == 'HashStore':
+        delattr(distributed, name)
+    else:
+        setattr(distributed, name, never)
+distributed.rendezvous = distributed.init_process_group = never
+'''
+NO_DISTRIBUTED = '''
+import torch
+torch.distributed.is_available = lambda: False
+del torch.distributed.is_torchelastic_launched, torch.distributed.rendezvous
+'''
+
+def test_a_single_process_needs_no_store(folder):
+    for first in (NO_STORE, NO_DISTRIBUTED):
+        out = run(folder, *SYNTHETIC, *TINY['mnist_fast'], 'run.runs=2', FIRST=first)
+        assert summary(out)['runs'] == 2
+
+# Devices
+
+def test_wrong_devices(folder, monkeypatch):
+    """The line has what there is."""
+    names = fresh()
+    missing = [] if torch.cuda.is_available() else ['cuda', 'cuda:3']
+    for device in (*missing, 'gpu', 'meta', 'cpu:x', 'cpu cpu', 'tpu', '0'):
+        names['hyp']['run']['device'] = device
+        line, status = refusal(names, 'pick_device')
+        assert status == 1 and f'run.device={device}' in line and 'cpu' in line.partition(device)[2], line
+    for dtype in ('half', 'zzz', 'float64', 'int8', '', '16'):
+        names['hyp']['run'] |= {'device': 'cpu', 'dtype': dtype}
+        line, _ = refusal(names, 'pick_device')
+        assert f'run.dtype={dtype}' in line, line
+        assert all(kind in line for kind in ('auto', 'bfloat16', 'float16', 'float32')), line
+    for argument, status in (('run.device=gpu', 1), ('run.dtype=half', 2)):
+        assert argument in fail(folder, 'data.name=Synthetic', argument, status=status)
+
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    names['hyp']['run'] |= {'device': 'cuda:7', 'dtype': 'auto'}
+    line, _ = refusal(names, 'pick_device')
+    assert 'run.device=cuda:7' in line and 'cpu' in line and 'cuda:0, cuda:1' in line, line
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a card')
+def test_a_process_takes_the_card_of_its_local_rank(monkeypatch):
+    """In turn, where there are fewer cards."""
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 3)
+    for local_rank, card in ((0, 0), (2, 2), (3, 0), (7, 1)):
+        names = fresh()
+        names |= {'WORLD': {'LOCAL_RANK': str(local_rank), 'LOCAL_WORLD_SIZE': '8'}}
+        for device in ('auto', 'cuda'):
+            names['hyp']['run']['device'] = device
+            line, _ = refusal(names, 'pick_device')  # as there is none
+            assert f'run.device=cuda:{card}:' in line, line
+
+CARDS = {
+    'bfloat16': [('NVIDIA A100-SXM4-80GB', (8, 0)), ('NVIDIA H100 80GB HBM3', (9, 0)), ('NVIDIA L4', (8, 9)),
+                 ('NVIDIA GeForce RTX 3050', (8, 6)), ('NVIDIA B200', (10, 0)), ('NVIDIA GeForce RTX 5090', (12, 0))],
+    'float16': [('Tesla T4', (7, 5)), ('NVIDIA T4G', (7, 5)), ('GRID T4-16Q', (7, 5)),
+                ('NVIDIA GeForce RTX 2080', (7, 5)), ('NVIDIA TITAN RTX', (7, 5)), ('Quadro RTX 6000', (7, 5)),
+                ('GRID RTX6000-8Q', (7, 5)), ('Tesla V100-SXM2-16GB', (7, 0)), ('NVIDIA TITAN V', (7, 0)),
+                ('Xavier', (7, 2))],
+    'float32': [('NVIDIA GeForce GTX 1660 Ti', (7, 5)), ('NVIDIA GeForce GTX 1650', (7, 5)),
+                ('NVIDIA GeForce MX450', (7, 5)), ('NVIDIA T400 4GB', (7, 5)), ('NVIDIA T1000', (7, 5)),
+                ('Quadro T2000', (7, 5)), ('Tesla P100-PCIE-16GB', (6, 0)), ('NVIDIA GeForce GTX 1080 Ti', (6, 1)),
+                ('Tesla K80', (3, 7))]}
+
+@pytest.mark.parametrize('dtype, card, capability', [(dtype, *card) for dtype in CARDS for card in CARDS[dtype]])
+def test_the_fastest_dtype(monkeypatch, dtype, card, capability):
+    """By a card's name where its capability does not say whether it has units for half precision."""
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: card)
+    assert internals()['fastest_dtype'](torch.device('cuda:0')) == dtype
+
+def test_the_log_has_the_dtype_that_was_used(folder):
+    run_each(folder, [(*SYNTHETIC, *TINY['mnist_fast'], 'run.runs=1', f'run.dtype={dtype}')
+                      for dtype in ('bfloat16', 'float32')])
+    headers, _ = read_log(folder / 'log.jsonl')
+    assert sorted(header['hyp']['run']['dtype'] for header in headers) == ['bfloat16', 'float32']
+    assert summary(run(folder, 'run.runs=0', 'run.log=log.jsonl'))['runs'] == 1  # they are no two runs of one recipe
+
+# Leaves 24 GiB of addresses to a process.
+FEW_ADDRESSES = 'import resource; resource.setrlimit(resource.RLIMIT_AS, (24 * 2**30,) * 2)'
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='no such limit')
+def test_out_of_memory_is_one_line(folder):
+    line = fail(folder, *SYNTHETIC, 'opt.batch_size=1000000000', 'run.runs=1', FIRST=FEW_ADDRESSES)
+    assert 'memory' in line and 'opt.batch_size' in line and 'cpu' in line, line
+
+# Notebooks
+
+# Runs cells as IPython does: their text is in linecache, and the last error is kept.
+NOTEBOOK = '''
+import _thread
+import gc
+import json
+import linecache
+import os
+import sys
+import threading
+import time
+
+cells = json.load(open('cells.json'))
+sys.argv = ['ipykernel_launcher.py', '-f', '/x/kernel.json']
+names = {'__name__': '__main__', 'get_ipython': lambda: None, 'In': [''], 'open': open}
+
+def run(name):
+    for text in cells[name]:
+        number = len(names['In'])
+        file = [f'/nowhere/ipykernel_7/{number}.py', f'<ipython-input-{number}-0a1b2c>'][number % 2]
+        linecache.cache[file] = len(text), None, text.splitlines(True), file
+        names['In'].append(text)
+        try:
+            exec(compile(text, file, 'exec'), names)
+        except BaseException as error:
+            sys.last_value = error
+            return error
+
+say = {'good': [], 'held': [], 'shown': {}}
+
+def run_again():
+    say['good'].append(repr(run('good')))
+    gc.collect()
+    tensor = names['torch'].Tensor
+    say['held'].append(sum(x.nbytes for x in gc.get_objects() if issubclass(type(x), tensor) and x.nbytes > 100_000))
+
+def interrupt():
+    while not os.path.exists('long.jsonl') or open('long.jsonl').read().count(chr(10)) < 2:
+        time.sleep(0.005)
+    _thread.interrupt_main()
+
+run_again()
+run_again()
+for name in ('faulty', 'wrong', 'large'):
+    say['shown'][name] = run(name)._render_traceback_()
+    run_again()
+threading.Thread(target=interrupt).start()
+run('long')
+run_again()
+say['split'] = repr(run('split'))
+json.dump(say, open('say.json', 'w'))
+'''
+
+@pytest.mark.parametrize('script, small', [('mnist_fast', {}), ('fashion_fast', {'widths': (4, 4, 4), 'epochs': 0.5}),
+                                           ('cifar_fast', {'widths': (4, 4, 4), 'epochs': 0.5})])
+def test_a_notebook(folder, script, small):
+    """The script in one cell, edited there, runs again and again and frees what it held; in two cells it runs as well,
+    and the log has the text of both."""
+    whole = (HERE / f'{script}.py').read_text()
+
+    def cell(text=whole, **values):
+        for key, value in (values | small).items():
+            text = re.sub(rf"('{key}': (?:within\()?)('\w*'|[\d.]+|\(.*?\))", rf'\g<1>{value!r}', text, count=1)
+        return text
+
+    labels = torch.arange(2000) % 3
+    torch.save(make_set(labels, labels) | {'classes': ['ant', 'bee']}, folder / 'sets/Faulty.pt')
+    log = {'name': 'Synthetic', 'runs': 1, 'log': 'log.jsonl'}
+    cells = {'good': [cell(**log)], 'faulty': [cell(name='Faulty', log='log.jsonl')],
+             'wrong': [cell(**log, batch_size=0)], 'large': [cell(**log, batch_size=10**9)],
+             'long': [cell(name='Synthetic', runs=1000, log='long.jsonl')]}
+    recipe, _, machinery = whole.partition(LINE)
+    changed = recipe.replace('net.zero_grad()\n', 'net.zero_grad()  # changed\n')
+    cells['split'] = [cell(changed, **log), LINE + machinery]
+    (folder / 'cells.json').write_text(json.dumps(cells))
+    (folder / 'notebook.py').write_text(NOTEBOOK)
+    out = run(folder, script=folder / 'notebook.py', FIRST=FEW_ADDRESSES)
+    say = json.loads((folder / 'say.json').read_text())
+    headers, lines = read_log(folder / 'log.jsonl')
+    headers = [header for header in headers if header['hyp']['opt']['batch_size'] != 10**9]
+    assert say['good'] == 6 * ['None'] and len(headers) == len(lines) == 7
+    assert all(header['code'] == cells['good'][0] for header in headers[:-1])
+    assert all(line['curve'] == lines[0]['curve'] for line in lines)
+    for name, said in (('faulty', 'Faulty.pt'), ('wrong', 'opt.batch_size=0'), ('large', 'memory')):
+        (line,) = say['shown'][name]
+        assert said in line and '\n' not in line
+    runs = len(read_log(folder / 'long.jsonl')[1])
+    assert re.search(rf'^summary .* runs={runs} ', out, re.M) and runs < 1000
+    # Bytes of large tensors still alive after the first run, another, three errors, each with another, and Ctrl-C.
+    assert max(say['held'][1:]) <= say['held'][0], say['held']
+
+    assert say['split'] == 'None' and headers[-1]['code'] == ''.join(cells['split'])
+    lines = [internals(script)['comparable'](header) for header in headers[-2:]]
+    assert [line for line in difflib.ndiff(*lines) if line[0] in '+-'] == ['-     net.zero_grad()',
+                                                                          '+     net.zero_grad()  # changed']
+
+# The text of the scripts
+
+def read_script(script):
+    return (HERE / f'{script}.py').read_text(encoding='utf-8')
+
+@pytest.mark.parametrize('name', [*SCRIPTS, 'test_smoke'])
+def test_style(name):
+    """One statement a line; a statement on its own is a call; one import a line; lines and functions are short."""
+    text = read_script(name)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 120 and '\t' not in text
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.stmt):
+            before = lines[node.lineno - 1].encode()[:node.col_offset]
+            assert before.isspace() or before == b'', f'line {node.lineno}: behind another statement or a colon'
+        if isinstance(node, ast.Expr):
+            is_text = isinstance(node.value, ast.Constant) and type(node.value.value) is str
+            allowed = is_text or isinstance(node.value, (ast.Call, ast.Yield))
+            assert allowed, f'line {node.lineno}: {type(node.value).__name__} as a statement'
+        if isinstance(node, ast.Import):
+            assert len(node.names) == 1, f'line {node.lineno}: imports in one line'
+        if isinstance(node, ast.FunctionDef) and name in SCRIPTS:
+            length = node.end_lineno - min([node.lineno, *(part.lineno for part in node.decorator_list)]) + 1
+            assert length <= 60, f'{node.name} has {length} lines'
+
+@pytest.mark.parametrize('text', ['a = b; c = d', 'if a: b()', 'if a:\n    b()\nelse: c()', 'with a: b()', 'a and b()',
+                                  'a() if b else c()', 'a(), b()', 'import a, b', 'def a(): b()', 'for a in b: c()',
+                                  'try: a()\nexcept B: c()', 'class A: b = 1', 'while a: b()', 'a', '[a() for a in b]',
+                                  'def a():\n' + 60 * '    b()\n', 'a = ' + 60 * '1 + ' + '1'])
+def test_what_is_no_style(monkeypatch, text):
+    """The test above finds it."""
+    monkeypatch.setattr(Path, 'read_text', lambda path, encoding=None: text)
+    with pytest.raises(AssertionError):
+        test_style('mnist_fast')
+
+def test_the_order_of_a_script():
+    """Nothing else looks like a banner."""
+    for script in SCRIPTS:
+        parts = re.split(r'^#{45}\n# +(\w+) +#\n#{45}\n', read_script(script), flags=re.M)
+        assert parts[1::2] == ['Hyperparameters', 'Augmentation', 'Network', 'Optimizer', 'Training', 'Setup', 'Data',
+                               'Reporting', 'Main'], script
+        assert len(re.findall('^ *##', read_script(script), re.M)) == 2 * 9, script
+        assert LINE in parts[2 * 5] and all(LINE not in part for part in parts[:2 * 5]), script
+
+def test_the_machinery_is_the_same():
+    """And short, as are the recipes."""
+    machineries = set()
+    for script in SCRIPTS:
+        recipe, _, machinery = read_script(script).partition(f'{LINE};')
+        machineries.add(machinery)
+        assert recipe.count('\n') <= RECIPE_LIMITS[script.removesuffix('_fast')], script
+        assert 0 < machinery.count('\n') <= MACHINERY_LIMIT, script
+        assert not [other for other in SCRIPTS if re.search(rf'^(import|from) {other}', recipe + machinery, re.M)]
+    assert len(machineries) == 1
+
+def test_dependencies():
+    """What uv reads at a script's head is what pip reads in requirements.txt."""
+    wanted = (HERE / 'requirements.txt').read_text().splitlines()
+    for script in SCRIPTS:
+        (block,) = re.findall(r'^# /// script\n((?:#(?: .*)?\n)+?)# ///$', read_script(script), re.M)
+        keys = dict(line.removeprefix('# ').split(' = ', 1) for line in block.splitlines())
+        assert ast.literal_eval(keys['dependencies']) == wanted, script
+        assert ast.literal_eval(keys['requires-python']) == '>=3.10' and set(keys) == {'dependencies',
+                                                                                      'requires-python'}
+
+# What the recipes are made of
+
+def test_shift(monkeypatch):
+    """Two ramps show where each pixel is taken from; there, a slow look-up takes it too."""
+    augment, crop, aug = (internals()[name] for name in ('augment', 'crop', 'hyp'))
+    aug = aug['aug']
+    images, index = torch.randint(256, (300, 1, 28, 28)).byte(), torch.randperm(300)
+    assert aug['shift'] == 0 and torch.equal(augment(images, index), images[index])
+    side = crop(images).shape[-1]
+    edge = (28 - side) // 2
+    assert side == internals()['hyp']['net']['crop'] and torch.equal(crop(images), images[..., 4:24, 4:24])
+    monkeypatch.setitem(aug, 'shift', 7.0)
+    ramp = (8 * torch.arange(28)).byte().expand(28, 28)
+    torch.manual_seed(0)
+    x_y = crop(augment(torch.stack((ramp, ramp.T)).expand(300, -1, -1, -1), index)) / 8  # [n, 2, side, side], in pixels
+    moved = x_y[..., side // 2 - 1:side // 2 + 1, side // 2 - 1:side // 2 + 1].mean((2, 3)) - 13.5
+    assert (moved.amax(0) > 0.95 * 7).all() and (moved.amin(0) < -0.95 * 7).all() and moved.abs().max() < 1.01 * 7
+    torch.manual_seed(0)
+    shifted = crop(augment(images, index))
+    for number, row, column in itertools.product(range(3), range(side), range(side)):
+        image = images[index[number], 0]
+        x, y, value = column + edge + moved[number, 0].item(), row + edge + moved[number, 1].item(), 0
+        for near_x, near_y in itertools.product((math.floor(x), math.floor(x) + 1), (math.floor(y), math.floor(y) + 1)):
+            if 0 <= near_x < 28 and 0 <= near_y < 28:  # there is nothing outside
+                value += (1 - abs(x - near_x)) * (1 - abs(y - near_y)) * image[near_y, near_x].item()
+        assert shifted[number, 0, row, column].item() == pytest.approx(value, abs=0.5)
+
+def test_augment():
+    """Two ramps show where each pixel is taken from; there, a slow look-up takes it too."""
+    augment = internals('cifar_fast')['augment']
+    ramp = (4 * torch.arange(32)).byte().expand(32, 32)
+    images = torch.randint(256, (500, 3, 32, 32)).byte()
+    index, mirrored = torch.randperm(500), torch.rand(500) < 0.5
+    torch.manual_seed(0)
+    ramps = augment(torch.stack((ramp.T, ramp, ramp)).expand(500, -1, -1, -1), index, mirrored, (32, 32)) / 4
+    down, right = ramps[:, 0, 16, 16] - 16, torch.where(mirrored, 15 - ramps[:, 1, 16, 16], ramps[:, 1, 16, 16] - 16)
+    assert {*zip(down.tolist(), right.tolist())} == {*itertools.product(range(-2, 3), repeat=2)}
+    torch.manual_seed(0)
+    batch = augment(images, index, mirrored, (32, 32))
+    assert batch.shape == (500, 3, 32, 32)
+    for number in range(20):
+        image = images[index[number]].flip(2) if mirrored[number] else images[index[number]]
+        for row, column in itertools.product(range(32), range(32)):
+            y, x = int(row + down[number]), int(column + right[number])
+            y, x = -y if y < 0 else 62 - y if y > 31 else y, -x if x < 0 else 62 - x if x > 31 else x
+            assert batch[number, :, row, column].tolist() == image[:, y, x].tolist()
+    torch.manual_seed(0)
+    small = augment(images, index, mirrored, (16, 16))
+    assert torch.allclose(small, F.avg_pool2d(batch, 2), atol=1e-3)
+
+def test_cutout(monkeypatch):
+    """Each image loses one square, whole, at any place, to grey."""
+    monkeypatch.setitem(internals('cifar_fast')['hyp']['aug'], 'cutout', 12)
+    images, index = torch.full((1, 3, 32, 32), 200).byte(), torch.zeros(2000, dtype=torch.int64)
+    blank = internals('cifar_fast')['augment'](images, index, index > 0, (32, 32)) == 120
+    assert torch.equal(blank[:, 0], blank[:, 1]) and torch.equal(blank[:, 0], blank[:, 2])
+    corners = check_squares(blank, 12)
+    assert {row for row, _ in corners} == {column for _, column in corners} == {*range(21)}
+
+def test_fashion_augment(monkeypatch):
+    """As test_augment, for fashion_fast.py, which mirrors by a draw of its own and blacks out a square."""
+    augment, aug = internals('fashion_fast')['augment'], internals('fashion_fast')['hyp']['aug']
+    monkeypatch.setitem(aug, 'shift', 2)
+    ramp = (4 * torch.arange(28)).byte().expand(28, 28)
+    images, index = torch.randint(1, 256, (500, 1, 28, 28)).byte(), torch.randperm(500)
+    torch.manual_seed(0)
+    down = augment(ramp.T.expand(500, 1, -1, -1), index)[:, 0, 14, 14] / 4 - 14
+    torch.manual_seed(0)
+    middle = augment(ramp.expand(500, 1, -1, -1), index)[:, 0, 14, 14:16] / 4
+    mirrored = middle[:, 0] > middle[:, 1]
+    right = torch.where(mirrored, 13 - middle[:, 0], middle[:, 0] - 14)
+    assert {*zip(down.tolist(), right.tolist())} == {*itertools.product(range(-2, 3), repeat=2)}
+    assert 200 < mirrored.sum() < 300
+    torch.manual_seed(0)
+    batch = augment(images, index)
+    assert batch.shape == (500, 1, 28, 28)
+    for number in range(20):
+        image = images[index[number], 0].flip(1) if mirrored[number] else images[index[number], 0]
+        for row, column in itertools.product(range(28), range(28)):
+            y, x = int(row + down[number]), int(column + right[number])
+            y, x = -y if y < 0 else 54 - y if y > 27 else y, -x if x < 0 else 54 - x if x > 27 else x
+            assert batch[number, 0, row, column] == image[y, x]
+    for key, value in {'flip': False, 'shift': 0, 'cutout': 8}.items():
+        monkeypatch.setitem(aug, key, value)
+    batch = augment(images, index)
+    assert torch.equal(batch[batch > 0], images[index][batch > 0].float())
+    corners = check_squares(batch == 0, 8)
+    assert len(corners) > 250 and {row for row, _ in corners} == {column for _, column in corners} == {*range(21)}
+    for key in aug:
+        monkeypatch.setitem(aug, key, 0)
+    assert torch.equal(augment(images, index), images[index].float())
+
+def check_squares(blank, size):
+    """bool [n, 1, H, W], each image with one blank square of that size -> the set of their corners."""
+    corners = set()
+    for image in blank[:, 0]:
+        rows, columns = image.any(1).nonzero()[:, 0], image.any(0).nonzero()[:, 0]
+        assert image.sum() == size**2 and len(rows) == len(columns) == size
+        assert rows[-1] - rows[0] == columns[-1] - columns[0] == size - 1
+        corners.add((rows[0].item(), columns[0].item()))
+    return corners
+
+def test_candidates(monkeypatch):
+    """Of the images that a step of fashion_fast.py draws it learns from those it has not seen, then from those whose
+    loss was highest when last seen."""
+    names, draws, batches, losses = internals('fashion_fast'), [], [], []
+
+    def randint(*arguments, randint=torch.randint, **options):
+        values = randint(*arguments, **options)
+        draws.extend([values.tolist()] if values.ndim == 1 else [])
+        return values
+
+    def augment(images, index, augment=names['augment']):
+        batches.append(index.tolist())
+        return augment(images, index)
+
+    def cross_entropy(*arguments, cross_entropy=F.cross_entropy, **options):
+        loss = cross_entropy(*arguments, **options)
+        losses.extend([loss.tolist()] if loss.ndim else [])
+        return loss
+
+    data = tiny_data((1, 28, 28), 400)
+    monkeypatch.setattr(torch, 'randint', randint)
+    monkeypatch.setitem(names, 'augment', augment)
+    monkeypatch.setattr(F, 'cross_entropy', cross_entropy)
+    monkeypatch.setitem(names['hyp']['net'], 'widths', (4, 4, 4))
+    monkeypatch.setitem(names['hyp']['aug'], 'flip', False)
+    for key, value in {'epochs': 3.0, 'batch_size': 20, 'candidates': 3.0}.items():
+        monkeypatch.setitem(names['hyp']['opt'], key, value)
+    train, *_ = names['build'](data, torch.device('cpu'), None)
+    train(seed=0)
+    assert len(draws) == len(batches) == len(losses) == 60 and {len(draw) for draw in draws} == {60}
+    assert len({image for draw in draws for image in draw}) > 390
+    last_losses = dict.fromkeys(range(400), math.inf)
+    for drawn, batch, loss in zip(draws, batches, losses, strict=True):
+        expected = sorted((last_losses[image] for image in drawn), reverse=True)[:20]
+        assert sorted((last_losses[image] for image in batch), reverse=True) == expected and {*batch} <= {*drawn}
+        last_losses |= dict(zip(batch, loss))
+
+def watch_training(monkeypatch, images, **opt):
+    """A function that runs a tiny network of cifar_fast.py over random images -> a list of (image, mirrored, loss)."""
+    names, seen, losses = internals('cifar_fast'), [], []
+
+    def augment(images, index, mirrored, size, augment=names['augment']):
+        seen.extend(zip(index.tolist(), mirrored.tolist()))
+        return augment(images, index, mirrored, size)
+
+    def cross_entropy(*arguments, cross_entropy=F.cross_entropy, **options):
+        loss = cross_entropy(*arguments, **options)
+        losses.extend(loss.tolist() if loss.ndim else [])
+        return loss
+
+    monkeypatch.setitem(names, 'augment', augment)
+    monkeypatch.setattr(F, 'cross_entropy', cross_entropy)
+    monkeypatch.setitem(names['hyp']['net'], 'widths', (4, 4, 4))
+    for key, value in opt.items():
+        monkeypatch.setitem(names['hyp']['opt'], key, value)
+    train, *_ = names['build'](tiny_data((3, 32, 32), images), torch.device('cpu'), None)
+    train(seed=0)
+    return [(image, way, loss) for (image, way), loss in zip(seen, losses, strict=True)]
+
+def test_alternating_flip(monkeypatch):
+    """In two passes each image is seen once each way, in an order that changes."""
+    seen = [row[:2] for row in watch_training(monkeypatch, 200, epochs=2.0, full_epochs=2, batch_size=50)]
+    assert len(seen) == 400 and sorted(seen) == [(image, way) for image in range(200) for way in (False, True)]
+    first, second = [[image for image, _ in part] for part in (seen[:200], seen[200:])]
+    assert sorted(first) == sorted(second) and first != second
+    assert 60 < sum(way for _, way in seen[:200]) < 140
+    monkeypatch.setitem(internals('cifar_fast')['hyp']['aug'], 'flip', False)
+    seen = watch_training(monkeypatch, 200, epochs=2.0, full_epochs=2, batch_size=50)
+    assert len(seen) == 400 and not any(way for _, way, _ in seen)
+
+def test_hard_images(monkeypatch):
+    """After the full passes, each pass has the images whose loss was highest when last seen, in batches of a size."""
+    seen = watch_training(monkeypatch, 200, epochs=3.5, full_epochs=1, hard_share=0.5, batch_size=40)
+    passes = seen[:200], seen[200:280], seen[280:360], seen[360:]  # of 100 images, 80 make whole batches
+    assert len(passes[-1]) == 40 and len({image for image, *_ in passes[0]}) == 200
+    last_losses = {image: loss for image, _, loss in passes[0]}
+    for part in passes[1:]:
+        hardest = sorted(last_losses, key=last_losses.get)[-100:]
+        images = [image for image, *_ in part]
+        assert len(set(images)) == len(images) and set(images) <= set(hardest)
+        last_losses |= {image: loss for image, _, loss in part}
+    assert {image for image, *_ in passes[1]} != {image for image, *_ in passes[2]}
+
+def test_whitening():
+    """What the first layer makes of the images' patches has the identity as its second moments, sign for sign."""
+    names = internals('cifar_fast')
+    net = names['Net'](10)
+    images = (128 + 150 * F.avg_pool2d(torch.randn(200, 3, 36, 36), 5, 1)).byte()  # neighbours are alike
+    names['init_weights'](net)
+    names['init_whitening'](net, images)
+    normal = net.normalize(images)
+    images = images.float()
+    images = (images - images.mean((0, 2, 3), keepdim=True)) / images.std((0, 2, 3), keepdim=True)
+    assert torch.allclose(normal, images, atol=1e-4)
+    x = F.conv2d(images, net.whiten.weight).transpose(0, 1).flatten(1)
+    assert torch.equal(x[:12], -x[12:])
+    patches = F.unfold(images, 2).transpose(0, 1).flatten(1)
+    variances = torch.linalg.eigvalsh(patches @ patches.T / patches.shape[1])
+    assert variances.min() > 0.005  # against the 0.0005 that is added to them
+    moments = x[:12] @ x[:12].T / x.shape[1]
+    assert torch.allclose(moments, (variances / (variances + 5e-4)).diag(), atol=2e-3)
+    assert torch.allclose(moments, torch.eye(12), atol=0.1)
+
+def test_batched_orthogonalization():
+    """As in mnist_fast.py, for three matrices at a time, each of another size."""
+    x = torch.randn(3, 32, 256, generator=torch.Generator().manual_seed(0))
+    x *= torch.tensor([1e-4, 1, 1e4])[:, None, None]
+    left, _, right = torch.linalg.svd(x, full_matrices=False)
+    values = left.mT @ internals('cifar_fast')['orthogonalize'](x) @ right.mT
+    diagonals = values.diagonal(dim1=1, dim2=2)
+    assert 0.5 < diagonals.min() and diagonals.max() < 1.5
+    assert (values - diagonals.diag_embed()).abs().max() < 1e-3
+
+def test_look_ahead(monkeypatch):
+    """Weights that gain 1 between two pulls of 1 - 0.9**5 each: after n of them they stand at n (1 - 0.9**5)."""
+    look_ahead, ema = internals('cifar_fast')['look_ahead'], internals('cifar_fast')['hyp']['ema']
+    monkeypatch.setitem(ema, 'decay', 0.9)
+    monkeypatch.setitem(ema, 'every', 5)
+    weights, average = [torch.zeros(3), torch.ones(2, 2)], [torch.zeros(3), torch.ones(2, 2)]
+    for _ in range(10):
+        torch._foreach_add_(weights, 1.0)
+        look_ahead(weights, average, share=1.0)
+    for values in (weights, average):
+        assert torch.allclose(values[0], torch.full((3,), 10 * (1 - 0.9**5)))
+        assert torch.allclose(values[1], torch.full((2, 2), 1 + 10 * (1 - 0.9**5)))
+    torch._foreach_add_(weights, 1.0)
+    before = weights[0].clone()
+    look_ahead(weights, average, share=0.0)  # at the start the weights are free
+    assert torch.equal(weights[0], before) and torch.equal(average[0], before)
+
+# README
+
+def snippets():
+    """The Python blocks of README.md, by the name in the comment before each."""
+    text = (HERE / 'README.md').read_text(encoding='utf-8')
+    return dict(re.findall(r'<!-- snippet: (.+?) -->\n```python\n(.+?)```', text, re.S))
+
+def test_readme_counts_the_compute(folder):
+    """One step of 1000 images and a test of 2000, by hand: a convolution's backward pass is two of its forward passes,
+    for the weights and for the inputs, where both are needed."""
+    (folder / 'count.py').write_text(snippets()['compute'])
+    shutil.copy(HERE / 'cifar_fast.py', folder)
+    small = 'net.widths=(8,8,16)', 'opt.epochs=1e-5', 'opt.batch_size=1000', 'tta.share=1e-5'
+    out, _ = finish(start(folder, 'data.name=Synthetic', *small, script=folder / 'count.py'))
+    whiten, first = 2 * 12 * 24 * 31**2, 2 * 9 * 24 * 8 * 31**2
+    rest = 2 * 9 * (8 * 8 * 15**2 * 2 + 8 * 8 * 7**2 + 8 * 16 * 7**2 + 16 * 16 * 3**2) + 2 * 16 * 10
+    expected = (1000 + 2000 + 6) * (whiten + first + rest) + 1000 * (first + 2 * rest)
+    expected += 2 * 12 * 12 * 31**2 * 1000  # the patches' moments
+    assert float(out.splitlines()[-1].split()[0]) * 1e15 == pytest.approx(expected, rel=0.02)
+
+def test_readme_reads_a_log(folder, finished):
+    """The snippet prints the mean of the runs in a log; where matplotlib is, the other draws their curves."""
+    _, text, _, lines = finished
+    (folder / 'mnist.jsonl').write_text(text)
+    has_matplotlib = importlib.util.find_spec('matplotlib') is not None
+    (folder / 'read.py').write_text(snippets()['read'] + (snippets()['curves'] if has_matplotlib else ''))
+    out, _ = finish(start(folder, script=folder / 'read.py', MPLBACKEND='Agg'))
+    assert out.strip() == f'2 runs, mean accuracy {sum(line["acc"] for line in lines) / 2}'
+    assert (folder / 'curves.png').exists() == has_matplotlib
