@@ -982,18 +982,17 @@ def draw(file, net, preview, data):
 #                   Main                    #
 #############################################
 def hint(n):
-    """Says how to train longer, where n training images are so few that the values make less than half of STEPS."""
-    def steps(epochs):
-        hyp['opt']['epochs'] = epochs
-        return sum(count for _, count in plan(n))
-
-    epochs = enough = hyp['opt']['epochs']
-    if 2 * steps(epochs) < STEPS and epochs >= defaults['opt.epochs']:
-        while steps(enough) < STEPS:
-            enough = math.ceil(1.05 * enough)
-        print(f'{n} training images: a run takes {steps(epochs)} of the {STEPS} steps that the values are made for; '
-              f'try opt.epochs={enough}')
-    hyp['opt']['epochs'] = epochs
+    """Says what to change, where n training images are so few that the values make less than half of STEPS."""
+    opt = hyp['opt']
+    kept = dict(opt)
+    steps = sum(count for _, count in plan(n))
+    if 2 * steps < STEPS and opt['epochs'] >= defaults['opt.epochs']:
+        opt['batch_size'] = min(opt['batch_size'], max(25, n // 20))  # small ones: many steps for the same work
+        while sum(count for _, count in plan(n)) < STEPS:
+            opt['epochs'] = math.ceil(1.05 * opt['epochs'])
+        print(f'{n} training images: a run takes {steps} of the {STEPS} steps that the values are made for; try '
+              f'opt.batch_size={opt["batch_size"]} opt.epochs={opt["epochs"]}')
+    opt.update(kept)
 
 def make_outputs(net, preview, data):
     """Saves the network and draws the picture, where they are asked for. Raises Stop at the end where that failed."""
