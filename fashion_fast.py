@@ -442,7 +442,7 @@ def fastest_dtype(device):
         return 'float32'
     capability = torch.cuda.get_device_capability(device)
     words = torch.cuda.get_device_name(device).replace('-', ' ').split()
-    if capability == (7, 5) and not any(word == 'T4' or word.startswith(('RTX', 'TITAN')) for word in words):
+    if capability == (7, 5) and not any(word in ('T4', 'T4G') or word[:3] in ('RTX', 'TIT') for word in words):
         return 'float32'  # a GTX 16xx and its like have no such units: half precision is slow there, and gives NaN
     return 'bfloat16' if capability >= (8, 0) else 'float16' if capability >= (7, 0) else 'float32'
 
