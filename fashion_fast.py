@@ -169,7 +169,11 @@ def init_whitening(net, images):
     patches = patches.permute(1, 4, 5, 0, 2, 3).reshape(net.whiten.weight[0].numel(), -1)
     covariance = patches @ patches.T / patches.shape[1]
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance.cpu())
-    filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T
+    filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T  # in ascending order
+
+    # Directions without variance, as between the channels of grey pictures, give their place to the others.
+    flat = (eigenvalues < 1e-6 * eigenvalues[-1]).sum()
+    filters = filters[flat + (torch.arange(len(filters), device=filters.device) - flat) % (len(filters) - flat)]
     net.whiten.weight.copy_(torch.cat((filters, -filters)).view(net.whiten.weight.shape))
 
 #############################################
@@ -873,7 +877,7 @@ def save(file, net, preview, data):
     torch.export.save(program, file, extra_files={'about.json': json.dumps(about)})
 
 def draw(file, net, preview, data):
-    """run.picture, 914 x 1288 pixels: training images as the network sees them; of 2,000 test images right answers and
+    """run.picture, 914 x 1304 pixels: training images as the network sees them; of 2,000 test images right answers and
     the surest mistakes. In orange what speaks for the answer: the last large feature map times its gradient, summed
     over the channels (HiResCAM, Draelos and Carin, 2020)."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -902,16 +906,16 @@ def draw(file, net, preview, data):
               ('Test images with a wrong answer, those it is surest of', images[wrong], wrong_names),
               ('The same; in orange, what speaks for the wrong answer', lit[wrong], wrong_names)]
 
-    sheet = Image.new('RGB', (914, 4 * 322))
+    sheet = Image.new('RGB', (914, 4 * 326))
     pen, font, large = ImageDraw.Draw(sheet), ImageFont.load_default(12), ImageFont.load_default(16)
     for row, (title, tiles, words) in enumerate(panels):
-        pen.text((4, 322 * row + 8), title, 'white', large)
+        pen.text((4, 326 * row + 8), title, 'white', large)
         for place, (tile, word) in enumerate(zip(tiles, words)):
-            left, top = 2 + 114 * (place % 8), 322 * row + 34 + 142 * (place // 8)
+            left, top = 2 + 114 * (place % 8), 326 * row + 34 + 146 * (place // 8)
             pixels = tile.float().clamp(0, 255).byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
             tile = ImageOps.contain(Image.fromarray(pixels), (112, 112), Image.Resampling.NEAREST)
             pen.text((left + 1, top), word, 'white', font)
-            sheet.paste(tile, (left, top + 29))
+            sheet.paste(tile, (left, top + 32))
     sheet.save(file, 'png')
 
 #############################################
