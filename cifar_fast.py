@@ -1013,45 +1013,8 @@ def make_outputs(net, preview, data):
     if faults:
         raise Stop('; '.join(faults), 1)
 
-def run_all(device, dtype, data, store, header, runs):
-    """Trains run.runs times, or this process's share of it, and adds each run to runs and to run.log."""
-    train, net, preview = build(data, device, dtype)
-    for index in range(hyp['run']['runs']):
-        if index % PROCESSES == RANK:
-            line = timed_run(train, hyp['run']['seed'] + index)
-            append({'session': header['session'], **line})
-            if store:
-                store.set(str(index), json.dumps(line))
-        if RANK == 0:
-            if index % PROCESSES > 0:
-                line = json.loads(store.get(str(index)))  # waits for another process's run
-            runs.append(line)
-            print('{:4d} {seed:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {time_s:8.3f} {total_s:8.1f}'
-                  .format(index, **line), flush=True)
-    if RANK == 0:
-        make_outputs(net, preview, data)
-
-def main():
-    if hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(errors='replace')  # for a console that lacks a letter
-    arguments = [] if NOTEBOOK else sys.argv[1:]
-    if {'-h', '--help'} & set(arguments):
-        print(__doc__, flush=True)
-        return
-    override(arguments)
-    base = read_log('baseline') if hyp['run']['baseline'] else None
-    if hyp['run']['runs'] == 0:
-        if not hyp['run']['log']:
-            raise Stop('run.runs=0: it summarises a log; give run.log=FILE', 2)
-        report(*read_log('log'), base)
-        return
-    if RANK > 0:
-        sys.stdout = open(os.devnull, 'w')  # of several processes the first one prints
-    for key in ('log', 'save', 'picture'):
-        if hyp['run'][key]:
-            output(key)
-    device, dtype = pick_device()
-
+def run_all(device, dtype, base):
+    """Loads the data, trains run.runs times, or this process's share of it, makes what is asked for, and reports."""
     store = None
     if PROCESSES > 1:
         store = next(torch.distributed.rendezvous('env://'))[0]
@@ -1073,14 +1036,52 @@ def main():
 
     runs = []
     try:
-        run_all(device, dtype, data, store, header, runs)
+        train, net, preview = build(data, device, dtype)
+        for index in range(hyp['run']['runs']):
+            if index % PROCESSES == RANK:
+                line = timed_run(train, hyp['run']['seed'] + index)
+                append({'session': header['session'], **line})
+                if store:
+                    store.set(str(index), json.dumps(line))
+            if RANK == 0:
+                if index % PROCESSES > 0:
+                    line = json.loads(store.get(str(index)))  # waits for another process's run
+                runs.append(line)
+                print('{:4d} {seed:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {time_s:8.3f} {total_s:8.1f}'
+                      .format(index, **line), flush=True)
+        if RANK == 0:
+            make_outputs(net, preview, data)
+    finally:
+        if runs:
+            report(header, runs, base)
+
+def main():
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='replace')  # for a console that lacks a letter
+    arguments = [] if NOTEBOOK else sys.argv[1:]
+    if {'-h', '--help'} & set(arguments):
+        print(__doc__, flush=True)
+        return
+    override(arguments)
+    base = read_log('baseline') if hyp['run']['baseline'] else None
+    if hyp['run']['runs'] == 0:
+        if not hyp['run']['log']:
+            raise Stop('run.runs=0: it summarises a log; give run.log=FILE', 2)
+        report(*read_log('log'), base)
+        return
+
+    if RANK > 0:
+        sys.stdout = open(os.devnull, 'w')  # of several processes the first one prints
+    for key in ('log', 'save', 'picture'):
+        if hyp['run'][key]:
+            output(key)
+    device, dtype = pick_device()
+    try:
+        run_all(device, dtype, base)
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise Stop(f'run.device={device}: out of memory; try a smaller opt.batch_size', 1) from error
-    finally:
-        if runs:
-            report(header, runs, base)
 
 if __name__ == '__main__':
     try:
