@@ -2749,7 +2749,7 @@ def test_saved_network_sees_as_training_did(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('script', ['fashion_fast', 'cifar_fast'])
 def test_grey_pictures_in_colour(script):
-    """Between equal channels nothing varies. Each first filter still gives numbers of deviation 1, of some direction."""
+    """Between equal channels nothing varies. Still each first filter gives numbers of deviation 1."""
     names = load(script, 'data.shape=(3,32,32)')
     net = names['Net'](10)
     names['init_weights'](net)
