@@ -5,7 +5,7 @@ airbench94_muon takes 1543 s in turn (records/2026-11-24_cifar_fast_cpu). On a G
     python cifar_fast.py opt.epochs=20 run.runs=2      any value of hyp, by its dotted name
     python cifar_fast.py data.name=pets                your own pictures: data/pets/train/cat/*, ...
 Recipes, by their test accuracy:
-    94.04 %, n = 2, 739 s on two cores   the defaults; run.dtype=bfloat16 takes 261 s where the CPU has AMX
+    94.04 %, n = 2, 739 s on two cores   the defaults in float32; in bfloat16, with AMX, a run takes 261 s
     95 %, not yet measured               opt.epochs=24 aug.shift=4 "net.widths=(128,384,384)"
     96 %, not yet measured               opt.epochs=45 aug.shift=4 aug.cutout=12 net.depth=3 "net.widths=(128,384,512)"
     CIFAR-100, not yet measured          data.name=CIFAR100 opt.epochs=20
@@ -64,7 +64,7 @@ hyp = {
     'run': {'runs': within(20, 0),                # each with its own seed; 0 trains nothing and summarises run.log
             'seed': within(0, 0),                 # of the first run; run i has seed + i
             'device': 'auto',                     # cuda, else mps, else cpu; or a torch device
-            'dtype': 'auto',                      # half precision on a GPU made for it; or bfloat16, float16, float32
+            'dtype': 'auto',                      # half precision where units for it are; or bfloat16, float16, float32
             'holdout': within(0, 0),              # N: N training images stand in for the test set, then untouched
             'target': within(0.94, 0, 1),         # accuracy that the summary tests the mean against
             'log': '',                            # a .jsonl file to append every run to
@@ -505,7 +505,10 @@ def pick_device():
     return device, DTYPES[hyp['run']['dtype']]
 
 def fastest_dtype(device):
-    """'bfloat16' or 'float16' on a GPU with units for it (a T4 only emulates bfloat16), else 'float32'."""
+    """'bfloat16' or 'float16' where the device has units for it (a T4 only emulates bfloat16), else 'float32'."""
+    if device.type == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.6 cannot tell
+        units = torch.cpu.get_capabilities()
+        return 'bfloat16' if units.get('amx_bf16') or units.get('avx512_bf16') or units.get('bf16') else 'float32'
     if device.type != 'cuda':
         return 'float32'
     capability = torch.cuda.get_device_capability(device)

@@ -45,7 +45,7 @@ REAL_DATA = Path(os.environ.get('DATA_DIR', 'data')).resolve()
 SCRIPTS = 'mnist_fast', 'fashion_fast', 'cifar_fast'
 LINE = '# Nothing below depends on the data set'
 RECIPE_LIMITS = {'mnist': 335, 'fashion': 340, 'cifar': 405}  # lines above the line
-MACHINERY_LIMIT = 700  # lines below it
+MACHINERY_LIMIT = 705  # lines below it
 SYNTHETIC = 'data.name=Synthetic', 'run.device=cpu', 'run.log=log.jsonl'
 SMALL = *SYNTHETIC, 'net.widths=(8,16,16)', 'opt.epochs=2', 'opt.batch_size=250'  # a core trains this in seconds
 TINY = {'mnist_fast': ('opt.epochs=0.1',),  # a few steps of each script
@@ -1136,7 +1136,7 @@ def test_the_picture(folder, script):
 def test_the_saved_network(folder, script):
     """Gives float32 logits for any number of uint8 images, with the accuracy of the run, without the script; the file
     says what its classes and its images' shape are."""
-    say(*SYNTHETIC, *SHORT[script], 'run.runs=2', 'run.save=a.pt2', script=script)
+    say(*SYNTHETIC, *SHORT[script], 'run.runs=2', 'run.save=a.pt2', 'run.dtype=float32', script=script)
     (header,), (_, last) = read_log(folder / 'log.jsonl')
     extra = {'about.json': ''}
     net = torch.export.load(folder / 'a.pt2', extra_files=extra).module()
@@ -1299,6 +1299,17 @@ def test_the_fastest_dtype(monkeypatch, dtype, card, capability):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: card)
     assert internals()['fastest_dtype'](torch.device('cuda:0')) == dtype
+
+@pytest.mark.parametrize('units, dtype', [
+    ({'amx_bf16': True, 'avx512_bf16': False}, 'bfloat16'), ({'avx512_bf16': True}, 'bfloat16'),
+    ({'bf16': True, 'neon': True}, 'bfloat16'), ({'avx512_bf16': False}, 'float32'), ({}, 'float32')])
+def test_the_fastest_dtype_of_a_processor(monkeypatch, units, dtype):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: units, raising=False)
+    assert internals()['fastest_dtype'](torch.device('cpu')) == dtype
+
+def test_an_older_torch_cannot_tell(monkeypatch):
+    monkeypatch.delattr(torch.cpu, 'get_capabilities', raising=False)
+    assert internals()['fastest_dtype'](torch.device('cpu')) == 'float32'
 
 def test_the_log_has_the_dtype_that_was_used(folder):
     for dtype in ('bfloat16', 'float32'):
@@ -2693,7 +2704,7 @@ def classify(folder, monkeypatch, capsys):
 def check_snippet(folder, monkeypatch, capsys, script, classes, *arguments):
     """Trains on folder/pets and saves; the snippet's answers for the test folder's files, and their accuracy."""
     main(monkeypatch, capsys, script, 'data.name=pets', f'data.dir={folder}', f'run.save={folder}/pets.pt2',
-         f'run.log={folder}/log.jsonl', 'run.runs=1', *arguments)
+         f'run.log={folder}/log.jsonl', 'run.runs=1', 'run.dtype=float32', *arguments)
     _, (line,) = read_log(folder / 'log.jsonl')
     extra = {'about.json': ''}
     torch.export.load(folder / 'pets.pt2', extra_files=extra)

@@ -35,7 +35,7 @@ def runs_of(folder, script, arguments, is_new):
     with tempfile.TemporaryDirectory() as beside:
         text = Path(folder, f'{script}_fast.py').read_text().replace(*DRAWS)
         Path(beside, 'script.py').write_text(text)
-        words = ['run.runs=1', *arguments.split(), f'run.log={beside}/log']
+        words = ['run.runs=1', 'run.dtype=float32', *arguments.split(), f'run.log={beside}/log']
         if is_new:
             words = [word.replace('opt.head_start', 'opt.select_after') for word in words]
         command = [sys.executable, f'{beside}/script.py', *words]
