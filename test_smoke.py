@@ -1031,7 +1031,7 @@ def test_a_baseline_compares_what_stands_above_the_line(finished, folder):
               **{'run.runs': 99, 'run.seed': 5, 'run.save': 'a.pt2', 'run.picture': 'a.png', 'run.device': 'cpu:0',
                  'run.target': 0.5, 'run.baseline': 'b.jsonl', 'run.log': '/c.jsonl', 'data.dir': '/sets'})
     assert compare('mended', 'base')[2] == []
-    for key, value in {'run.dtype': 'bfloat16', 'run.holdout': 9, 'data.name': 'KMNIST'}.items():
+    for key, value in {'run.dtype': 'float16', 'run.holdout': 9, 'data.name': 'KMNIST'}.items():
         write_log(folder / 'other.jsonl', header, (0.990, 0.991), **{key: value})
         changed = compare('other', 'base')[2]
         assert len(changed) == 2 and f'"{key.split(".")[1]}": {json.dumps(value)}' in changed[1], changed
