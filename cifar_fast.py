@@ -703,7 +703,7 @@ def check_split(data, split):
         (images.dtype != torch.uint8, 'torch.uint8 pixels of 0 to 255: (255 * images).round().byte() for 0 to 1'),
         (len(size) == 2, 'images [N, C, H, W]: images[:, None] adds the channel'),
         (size != shape and size[-1:] + size[:-1] == shape, 'images [N, C, H, W]: images.permute(0, 3, 1, 2)'),
-        (size != shape, f'images of data.shape={shape}: give data.shape="{size}", or delete a NAME.pt of another'),
+        (size != shape, f'images of data.shape={shape}: give data.shape="{size}"; if it is a copy, delete it'),
         (labels.ndim != 1, 'labels [N]: labels.argmax(1), where they are one-hot'),
         (labels.dtype != torch.int64, 'torch.int64 labels: labels.long()'),
         (len(labels) != len(images), 'a label for each image'),
@@ -784,8 +784,9 @@ def load_data(device):
         words = ' '.join(str(error).split())
         if 'weights_only' in words:  # torch's advice to do without this protection is not for users
             words = 'arrays of numpy in it: torch.from_numpy' if 'numpy' in words else 'a pickle that may run code'
-        raise Stop(f'{source}: {type(error).__name__}: {words[:300]} (images that need neither file nor network: '
-                   f'python {SCRIPT}.py data.name=Synthetic)', 1) from error
+        if not source.exists():
+            words = f'{words[:300]} (images that need neither file nor network: python {SCRIPT}.py data.name=Synthetic)'
+        raise Stop(f'{source}: {type(error).__name__}: {words[:500]}', 1) from error
 
 #############################################
 #                 Reporting                 #
