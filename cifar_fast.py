@@ -216,11 +216,12 @@ def parameter_groups(net):
 
 def orthogonalize(x):
     """Matrices [k, m, n] with their singular values all brought to about 1, by Newton-Schulz steps (Jordan, 2024)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(3):
         gram = x @ x.mT
-        gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)  # b (x x') + c (x x')**2
-        x = torch.baddbmm(x, gram, x, beta=3.4445)  # a x + gram x
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b (x x') + c (x x')**2
+        x = torch.baddbmm(x, gram, x, beta=a)  # a x + gram x
     return x
 
 @torch.no_grad()
@@ -268,7 +269,8 @@ def plan(n):
         pairs.append((size, size // batch_size))
 
     last_epoch_share = opt['epochs'] - (epochs - 1)
-    pairs[-1] = size, max(1, round(size // batch_size * last_epoch_share))
+    size, steps = pairs[-1]
+    pairs[-1] = size, max(1, round(steps * last_epoch_share))
     return pairs
 
 def make_state(net, data, dtype):
@@ -283,7 +285,7 @@ def make_state(net, data, dtype):
     weights = [weight for weight in net.state_dict().values() if weight.is_floating_point()]
     return types.SimpleNamespace(
         small_steps=small_steps, small_size=(round(small * height), round(small * width)), full_size=(height, width),
-        autocast=torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False),
+        autocast=torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False),  # keeps no cast of no_grad
         filters=filters, others=others, weights=weights, average=[torch.zeros_like(weight) for weight in weights],
         lr_scale=(1 - step / steps).to(device),  # falls to 0
         whiten_lr_scale=(1 - step / max(1, small_steps)).clamp(min=0).to(device),  # falls to 0 while images are small
@@ -703,7 +705,8 @@ def check_split(data, split):
         (images.dtype != torch.uint8, 'torch.uint8 pixels of 0 to 255: (255 * images).round().byte() for 0 to 1'),
         (len(size) == 2, 'images [N, C, H, W]: images[:, None] adds the channel'),
         (size != shape and size[-1:] + size[:-1] == shape, 'images [N, C, H, W]: images.permute(0, 3, 1, 2)'),
-        (size != shape, f'images of data.shape={shape}: give data.shape="{size}"; if it is a copy, delete it'),
+        (size != shape, f'images of data.shape={shape}: give data.shape="{size}", or delete the .pt, if it was made of '
+                        'pictures, to read them again'),
         (labels.ndim != 1, 'labels [N]: labels.argmax(1), where they are one-hot'),
         (labels.dtype != torch.int64, 'torch.int64 labels: labels.long()'),
         (len(labels) != len(images), 'a label for each image'),

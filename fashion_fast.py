@@ -193,11 +193,12 @@ def parameter_groups(net):
 
 def orthogonalize(x):
     """A matrix [m, n] with its singular values all brought to about 1, by Newton-Schulz steps (Jordan, 2024)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
     x = x / (x.norm() + 1e-7)
     for _ in range(3):
         gram = x @ x.T
-        gram = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)  # b (x x') + c (x x')**2
-        x = torch.addmm(x, gram, x, beta=3.4445)  # a x + gram x
+        gram = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b (x x') + c (x x')**2
+        x = torch.addmm(x, gram, x, beta=a)  # a x + gram x
     return x
 
 @torch.no_grad()
@@ -237,7 +238,7 @@ def make_state(net, data, dtype):
     return types.SimpleNamespace(
         candidates=candidates, matrices=matrices, biases=biases,
         weights=weights, average=[torch.zeros_like(weight) for weight in weights],
-        autocast=torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False),
+        autocast=torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False),  # keeps no cast of no_grad
         lr_scale=1 - (torch.arange(steps, device=device) + 0.5) / steps,  # falls to 0
         last_losses=torch.zeros(n, device=device),  # of each image, when it was last seen
         step_index=torch.zeros(1, dtype=torch.int64, device=device),
@@ -640,7 +641,8 @@ def check_split(data, split):
         (images.dtype != torch.uint8, 'torch.uint8 pixels of 0 to 255: (255 * images).round().byte() for 0 to 1'),
         (len(size) == 2, 'images [N, C, H, W]: images[:, None] adds the channel'),
         (size != shape and size[-1:] + size[:-1] == shape, 'images [N, C, H, W]: images.permute(0, 3, 1, 2)'),
-        (size != shape, f'images of data.shape={shape}: give data.shape="{size}"; if it is a copy, delete it'),
+        (size != shape, f'images of data.shape={shape}: give data.shape="{size}", or delete the .pt, if it was made of '
+                        'pictures, to read them again'),
         (labels.ndim != 1, 'labels [N]: labels.argmax(1), where they are one-hot'),
         (labels.dtype != torch.int64, 'torch.int64 labels: labels.long()'),
         (len(labels) != len(images), 'a label for each image'),
