@@ -40,14 +40,14 @@ hyp = {
     'data': {'name': 'CIFAR10',                          # CIFAR100, Synthetic, or NAME of your own images
              'dir': os.environ.get('DATA_DIR', 'data'),  # where NAME.pt lies, or will lie after its first download
              'shape': within((3, 32, 32), (1, 16, 16))},  # of an image: channels, height, width
-    'aug': {'flip': True,                         # mirrors each image in every other epoch; False where sides differ
+    'aug': {'flip': True,                         # mirrors each image in every other pass; False where sides differ
             'shift': within(2, 0, 8),             # pixels: an image moves by up to this much; 4 for long runs
             'cutout': within(0, 0, 'side')},      # pixels: side of the square that is blanked out; 12 for long runs
     'net': {'widths': within((64, 256, 256), (1, 1, 1)),  # filters of the three groups; (128, 384, 512) for 96 %
             'depth': within(2, 2)},               # convolutions in a group; from 3 on it has a shortcut
-    'opt': {'epochs': within(12.0, 0, 10_000),    # of which the first ones see all training images
-            'full_epochs': within(2, 1),          # how many these are; later ones see the images that are still hard
-            'hard_share': within(0.6, 0, 1),      # share of the images, those with the highest losses, in later epochs
+    'opt': {'epochs': within(8.0, 0, 10_000),     # images learnt from, in multiples of the training images
+            'full_passes': within(2, 1),          # passes over all images; later ones see those that are still hard
+            'hard_share': within(0.6, 0, 1),      # share of the images, those with the highest losses, in later passes
             'batch_size': within(1000, 1),        # images that a step learns from
             'small_size': within(24, 16),         # pixels: shorter side of the images in the first steps, scaled down
             'small_share': within(0.5, 0, 1),     # of the steps have small images: a fifth less time
@@ -58,8 +58,7 @@ hyp = {
             'sgd_momentum': within(0.85, 0, 1),   # Nesterov's, of the last layer and the biases
             'weight_decay': within(0.004, 0, 1),  # share that the last layer and the biases lose in the first step
             'label_smoothing': within(0.2, 0, 1)},  # share of a label that is spread over all classes
-    'ema': {'decay': within(0.95, 0, 0.9999),     # per step, in the end, of the weight average; 0 for none
-            'every': within(5, 1)},               # steps from one jump of the weights to their average to the next
+    'ema': {'decay': within(0.8, 0, 0.9999)},     # per step, of the weight average; in a short run worth nothing
     'tta': {'share': within(0.25, 0, 1)},         # of the test images, the least certain, are seen in six views
     'run': {'runs': within(20, 0),                # each with its own seed; 0 trains nothing and summarises run.log
             'seed': within(0, 0),                 # of the first run; run i has seed + i
@@ -78,7 +77,8 @@ hyp = {
 #############################################
 def reflect(place, last):
     """Places before 0 or after last, mirrored back: -1 becomes 1, last + 1 becomes last - 1."""
-    return last - (last - place.abs()).abs()
+    place = place.abs()
+    return torch.minimum(place, 2 * last - place)
 
 def augment(images, index, mirrored, size):
     """A batch: each image moved by up to aug.shift pixels with its edges reflected, mirrored or not, with a grey square
@@ -119,15 +119,23 @@ class Normalize(nn.Module):
     def forward(self, images):
         return (images.float() - self.mean) / self.std
 
+class BatchNorm(nn.BatchNorm2d):
+    """Its scales stay 1 (Page, 2019); it does not count batches, which costs a launch."""
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-12, momentum=0.4)
+        self.weight.requires_grad = False
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+                            self.momentum, self.eps)
+
 class ConvGroup(nn.Module):
     """Convolutions of 3 x 3: float [n, inputs, H, W] -> [n, outputs, H // 2, W // 2]."""
     def __init__(self, inputs, outputs):
         super().__init__()
         widths = [inputs] + hyp['net']['depth'] * [outputs]
         self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1, bias=False) for pair in zip(widths, widths[1:]))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(outputs, eps=1e-12, momentum=0.4) for _ in self.convs)
-        for norm in self.norms:
-            norm.weight.requires_grad = False  # stays 1 (Page, 2019)
+        self.norms = nn.ModuleList(BatchNorm(outputs) for _ in self.convs)
 
     def forward(self, x):
         x = F.max_pool2d(self.convs[0](x), 2)
@@ -200,78 +208,90 @@ def init_whitening(net, images):
 #                 Optimizer                 #
 #############################################
 def parameter_groups(net):
-    """What Muon learns, (filters of one shape, velocity), and what SGD learns, (weight, velocity, learning rate)."""
-    by_shape, others = {}, []
+    """What Muon learns and what SGD learns, each as (weight, velocity, peak learning rate)."""
+    filters, others = [], []
     for weight in net.parameters():
-        if weight.ndim == 4 and weight.requires_grad:
-            by_shape.setdefault(weight.shape, []).append(weight)
-        elif weight.requires_grad:
-            lr = hyp['opt']['head_lr'] if weight is net.head.weight else hyp['opt']['bias_lr']
-            others.append((weight, torch.zeros_like(weight), lr))
-
-    filters = []
-    for weights in by_shape.values():
-        filters.append((weights, torch.stack([torch.zeros_like(weight).flatten(1) for weight in weights])))
+        if weight.requires_grad:
+            if weight is net.head.weight:
+                others.append((weight, torch.zeros_like(weight), hyp['opt']['head_lr']))
+            elif weight.ndim == 1:
+                others.append((weight, torch.zeros_like(weight), hyp['opt']['bias_lr']))
+            else:
+                filters.append((weight, torch.zeros_like(weight), hyp['opt']['lr']))
     return filters, others
 
-def orthogonalize(x):
-    """Matrices [k, m, n] with their singular values all brought to about 1, by Newton-Schulz steps (Jordan, 2024)."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(3):
-        gram = x @ x.mT
-        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b (x x') + c (x x')**2
-        x = torch.baddbmm(x, gram, x, beta=a)  # a x + gram x
-    return x
+@torch.no_grad()
+def nesterov(groups, momentum):
+    """Nesterov momentum, for all weights in a launch each line (torch._foreach). From (weight, velocity, peak learning
+    rate) triples -> lists of the weights that have a gradient, of their changes, and of their rates."""
+    weights, velocities, lrs = zip(*[group for group in groups if group[0].grad is not None])
+    gradients = [weight.grad for weight in weights]
+    torch._foreach_mul_(velocities, momentum)
+    torch._foreach_add_(velocities, gradients)
+    return weights, torch._foreach_add(gradients, velocities, alpha=momentum), lrs
 
 @torch.no_grad()
-def muon(filters, lr):
-    """One step of Muon (Jordan, 2024), in place: a matrix a layer, a row a filter, mean length 1. lr: float32 [1]."""
-    momentum = hyp['opt']['momentum']
-    for weights, velocity in filters:
-        gradients = torch.stack([weight.grad.flatten(1) for weight in weights])
-        velocity.mul_(momentum).add_(gradients)
-        changes = orthogonalize(gradients.add_(velocity, alpha=momentum)) * lr
-        for weight, change in zip(weights, changes):
-            weight.mul_(len(weight)**0.5 / weight.norm())
-            weight.sub_(change.view(weight.shape))
+def orthogonalize(changes, dtype):
+    """Brings the singular values of each tensor [m, ...], as a matrix of m rows, to about 1, in place, by Newton-Schulz
+    steps in dtype (Jordan, 2024). Tensors of one shape are one batch of matrices."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    norms = torch._foreach_norm(changes)
+    torch._foreach_add_(norms, 1e-7)
+    torch._foreach_div_(changes, norms)
+    by_shape = {}
+    for change in changes:
+        by_shape.setdefault(change.shape, []).append(change)
+
+    for shape, group in by_shape.items():
+        x = torch.stack(group).to(dtype, memory_format=torch.contiguous_format).flatten(2)  # [k, m, n]
+        for _ in range(3):
+            gram = x @ x.mT
+            gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b (x x') + c (x x')**2
+            x = torch.baddbmm(x, gram, x, beta=a)  # a x + gram x
+        torch._foreach_copy_(group, x.view(-1, *shape).unbind())
+
+@torch.no_grad()
+def muon(filters, lr_scale, dtype):
+    """One step of Muon (Jordan, 2024), in place: a row for each filter. Rows keep a mean length of 1. lr_scale, float32
+    []: share of the peak rates. dtype: of the Newton-Schulz steps."""
+    weights, changes, lrs = nesterov(filters, hyp['opt']['momentum'])
+    orthogonalize(changes, dtype)
+    torch._foreach_mul_(changes, lrs)
+    torch._foreach_mul_(changes, lr_scale)
+
+    torch._foreach_div_(weights, torch._foreach_norm(weights))
+    torch._foreach_mul_(weights, [len(weight)**0.5 for weight in weights])
+    torch._foreach_sub_(weights, changes)
 
 @torch.no_grad()
 def sgd(others, lr_scale):
-    """One step of SGD, Nesterov's, with decoupled weight decay, in place. lr_scale, float32 [1]: share of the rates."""
-    momentum = hyp['opt']['sgd_momentum']
-    for weight, velocity, lr in others:
-        if weight.grad is not None:
-            velocity.mul_(momentum).add_(weight.grad)
-            weight.mul_(1 - lr_scale * hyp['opt']['weight_decay'])
-            weight.addcmul_(weight.grad.add(velocity, alpha=momentum), lr_scale, value=-lr)
-
-@torch.no_grad()
-def look_ahead(weights, average, share):
-    """The weight average that is tested: it moves towards the weights, and they jump to it (Zhang et al., 2019). Its
-    decay grows (hlb-CIFAR10, 2023) with the share, 0 to 1, of the run that is over."""
-    decay = hyp['ema']['decay']**hyp['ema']['every'] * share**3
-    torch._foreach_lerp_(average, weights, 1 - decay)
-    torch._foreach_copy_(weights, average)
+    """One step of SGD with Nesterov momentum and decoupled weight decay, in place. lr_scale: as for muon."""
+    weights, changes, lrs = nesterov(others, hyp['opt']['sgd_momentum'])
+    torch._foreach_mul_(changes, lrs)
+    torch._foreach_add_(changes, weights, alpha=hyp['opt']['weight_decay'])
+    torch._foreach_mul_(changes, lr_scale)
+    torch._foreach_sub_(weights, changes)
 
 #############################################
 #                 Training                  #
 #############################################
 def plan(n):
-    """For n training images, a pair for each epoch: how many images it sees, those whose loss was highest when last
-    seen, and its steps. The last epoch is cut short where opt.epochs is not a whole number."""
+    """For n training images, a pair for each pass: how many images it sees, those whose loss was highest when last
+    seen, and its steps. The last pass is cut short."""
     opt = hyp['opt']
-    epochs = max(1, math.ceil(opt['epochs']))
     batch_size = min(opt['batch_size'], n)
-    pairs = []
-    for epoch in range(epochs):
-        size = n if epoch < opt['full_epochs'] else max(batch_size, round(opt['hard_share'] * n))
-        pairs.append((size, size // batch_size))
+    steps = max(1, round(opt['epochs'] * n / batch_size))
+    passes = []
+    while steps > 0:
+        size = n if len(passes) < opt['full_passes'] else max(batch_size, round(opt['hard_share'] * n))
+        passes.append((size, min(steps, size // batch_size)))
+        steps -= size // batch_size
+    return passes
 
-    last_epoch_share = opt['epochs'] - (epochs - 1)
-    size, steps = pairs[-1]
-    pairs[-1] = size, max(1, round(steps * last_epoch_share))
-    return pairs
+def smooth(labels, classes):
+    """Labels with a share spread over all classes (Szegedy et al., 2016): int64 [N] -> float32 [N, classes]."""
+    smoothing = hyp['opt']['label_smoothing']
+    return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
 
 def make_state(net, data, dtype):
     """What the steps share. Tensors keep their place on the device, as a CUDA graph reads and writes them there."""
@@ -280,20 +300,20 @@ def make_state(net, data, dtype):
     steps = sum(epoch_steps for _, epoch_steps in plan(n))
     small_steps = round(hyp['opt']['small_share'] * steps)
     small = min(1, hyp['opt']['small_size'] / min(height, width))
-    step = torch.arange(steps) + 0.5
     filters, others = parameter_groups(net)
     weights = [weight for weight in net.state_dict().values() if weight.is_floating_point()]
     return types.SimpleNamespace(
         small_steps=small_steps, small_size=(round(small * height), round(small * width)), full_size=(height, width),
+        dtype=dtype or torch.float32,
         autocast=torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False),  # keeps no cast of no_grad
         filters=filters, others=others, weights=weights, average=[torch.zeros_like(weight) for weight in weights],
-        lr_scale=(1 - step / steps).to(device),  # falls to 0
-        whiten_lr_scale=(1 - step / max(1, small_steps)).clamp(min=0).to(device),  # falls to 0 while images are small
-        order=torch.zeros(n, dtype=torch.int64, device=device),  # of the images in this epoch
+        lr_scale=1 - (torch.arange(steps, device=device) + 0.5) / steps,  # falls to 0
+        order=torch.zeros(n, dtype=torch.int64, device=device),  # of the images in this pass
         mirrored=torch.zeros(n, dtype=torch.bool, device=device),
         last_losses=torch.zeros(n, device=device),  # of each image, when it was last seen
         offsets=torch.arange(min(hyp['opt']['batch_size'], n), device=device),
         position=torch.zeros(1, dtype=torch.int64, device=device),  # of the next batch in order
+        targets=smooth(data['train']['labels'], len(data['classes'])),
         step_index=torch.zeros(1, dtype=torch.int64, device=device),
         losses=torch.zeros(steps, device=device),
         result=torch.zeros(3, device=device))
@@ -306,22 +326,22 @@ def train_step(net, state, data, size, train_whiten):
     changes from step to step, and write what is to last into tensors of state, in place.
     """
     net.zero_grad()
+    images, labels = data['train']['images'], data['train']['labels']
     index = state.order[state.position + state.offsets]
-    labels = data['train']['labels'][index]
-    batch = augment(data['train']['images'], index, state.mirrored[index], size)
+    batch = augment(images, index, state.mirrored[index], size)
 
     with state.autocast:
         logits = net(batch, train_whiten)
     logits = logits.float()  # half precision has too few digits to rank images by their losses
-    loss = F.cross_entropy(logits, labels, label_smoothing=hyp['opt']['label_smoothing'], reduction='sum')
+    loss = F.cross_entropy(logits, state.targets[index], reduction='sum')
     loss.backward()  # of the sum, as the mean's gradients get lost in float16
-    state.last_losses[index] = F.cross_entropy(logits.detach(), labels, reduction='none')
+    state.last_losses[index] = F.cross_entropy(logits.detach(), labels[index], reduction='none')
 
-    lr_scale = state.lr_scale[state.step_index]
-    with state.autocast:
-        muon(state.filters, hyp['opt']['lr'] * lr_scale)
-    sgd(state.others[:1], state.whiten_lr_scale[state.step_index])
-    sgd(state.others[1:], lr_scale)
+    lr_scale = state.lr_scale[state.step_index].squeeze()
+    muon(state.filters, lr_scale, state.dtype)
+    sgd(state.others, lr_scale)
+    with torch.no_grad():
+        torch._foreach_lerp_(state.average, state.weights, 1 - hyp['ema']['decay'])
 
     state.losses[state.step_index] = loss.detach() / len(index)
     state.position.add_(len(index))
@@ -331,6 +351,7 @@ def train_step(net, state, data, size, train_whiten):
 def evaluate(net, state, data):
     """Writes to state.result: accuracy with test-time augmentation, accuracy and loss without. The least certain images
     are seen in six views (Jordan, 2024): moved by a pixel or not, mirrored or not."""
+    torch._foreach_copy_(state.weights, state.average)
     net.eval()
     images, labels = data['test']['images'], data['test']['labels']
 
@@ -342,14 +363,16 @@ def evaluate(net, state, data):
     state.result[1] = (logits.argmax(1) == labels).float().mean()
     state.result[2] = F.cross_entropy(logits, labels)
 
-    first, second = logits.softmax(1).topk(2).values.T
+    probabilities = logits.softmax(1)
+    first, second = probabilities.topk(2).values.T
     uncertain = (second - first).topk(math.ceil(hyp['tta']['share'] * len(labels))).indices
     padded = F.pad(images[uncertain].float(), (1, 1, 1, 1), 'reflect')
-    views = [(padded[:, :, 1:-1, 1:-1], 2), (padded[:, :, :-2, :-2], 1), (padded[:, :, 2:, 2:], 1)]  # and their weights
+    views = [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
     if hyp['aug']['flip']:
-        views += [(view.flip(3), weight) for view, weight in views]
-    logits[uncertain] = sum(weight * predict(view) for view, weight in views)
-    state.result[0] = (logits.argmax(1) == labels).float().mean()
+        views += [view.flip(3) for view in (images[uncertain], *views)]
+    seen = predict(torch.cat(views)).softmax(1).unflatten(0, (len(views), -1))  # [views, n, classes]
+    probabilities[uncertain] += seen.sum(0)
+    state.result[0] = (probabilities.argmax(1) == labels).float().mean()
     net.train()
 
 def build(data, device, dtype):
@@ -372,10 +395,11 @@ def build(data, device, dtype):
         float32 [steps]: the training losses."""
         torch.manual_seed(seed)
         init_weights(net)
-        init_whitening(net, images[::10])
-        velocities = [velocity for _, velocity, *_ in state.filters + state.others]
-        torch._foreach_zero_([*velocities, state.last_losses, state.step_index])
+        init_whitening(net, images[::max(1, len(images) // 1000)])
+        velocities = [velocity for _, velocity, _ in state.filters + state.others]
+        torch._foreach_zero_([*velocities, state.step_index])
         torch._foreach_copy_(state.average, state.weights)
+        state.last_losses.fill_(math.inf)  # until an image has been seen
         state.mirrored.copy_(torch.rand(len(images), device=device) < (0.5 if hyp['aug']['flip'] else 0))
 
         step = 0
@@ -391,8 +415,6 @@ def build(data, device, dtype):
                 else:
                     full_step()
                 step += 1
-                if step % hyp['ema']['every'] == 0 or step == len(state.losses):
-                    look_ahead(state.weights, state.average, step / len(state.losses))
                 progress(step, state.losses)
         test()
         return state.result, state.losses

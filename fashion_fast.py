@@ -44,12 +44,12 @@ hyp = {
             'shift': within(0, 0, 8),             # pixels: an image moves by up to this much; 1 for long runs
             'cutout': within(0, 0, 'side')},      # pixels: side of the square that is blanked out; 8 for long runs
     'net': {'widths': within((32, 64, 128), (1, 1, 1))},  # filters of the three groups
-    'opt': {'epochs': within(4.5, 0, 10_000),     # images learnt from, in passes over the training images
+    'opt': {'epochs': within(4.5, 0, 10_000),     # images learnt from, in multiples of the training images
             'batch_size': within(500, 1),         # images that a step learns from
             'candidates': within(2.5, 1),         # batches that a step draws, to learn from images of high losses: +1 %
             'lr': within(0.24, 0),                # of the filters, whose mean length is 1; all rates fall to 0
-            'head_lr': within(0.1, 0),            # of the last layer, whose rows too have a mean length of 1
-            'bias_lr': within(0.05, 0),           # of the biases, for the sum of a batch's losses
+            'head_lr': within(3e-5, 0),           # of the last layer, for the sum of a batch's losses
+            'bias_lr': within(0.05, 0),           # of the biases, for the same sum
             'momentum': within(0.6, 0, 1),        # Nesterov's
             'label_smoothing': within(0.1, 0, 1)},  # share of a label that is spread over all classes
     'ema': {'decay': within(0.9, 0, 0.9999)},     # per step, of the weight average; in a short run worth nothing
@@ -71,7 +71,8 @@ hyp = {
 #############################################
 def reflect(place, last):
     """Places before 0 or after last, mirrored back: -1 becomes 1, last + 1 becomes last - 1."""
-    return last - (last - place.abs()).abs()
+    place = place.abs()
+    return torch.minimum(place, 2 * last - place)
 
 def augment(images, index):
     """A batch: each image moved by up to aug.shift pixels with its edges reflected, mirrored or not, with a black
@@ -102,25 +103,33 @@ def augment(images, index):
 #                  Network                  #
 #############################################
 class Normalize(nn.Module):
-    """Pixels, uint8 or float [n, C, H, W] -> float32, with mean 0 and deviation 1 over all images."""
-    def __init__(self):
+    """Pixels, uint8 or float [n, C, H, W] -> float32, with mean 0 and deviation 1 in each channel over all images."""
+    def __init__(self, channels):
         super().__init__()
-        self.register_buffer('mean', torch.zeros(1))
-        self.register_buffer('std', torch.ones(1))
+        self.register_buffer('mean', torch.zeros(1, channels, 1, 1))
+        self.register_buffer('std', torch.ones(1, channels, 1, 1))
 
     def forward(self, images):
         return (images.float() - self.mean) / self.std
+
+class BatchNorm(nn.BatchNorm2d):
+    """Its scales stay 1 (Page, 2019); it does not count batches, which costs a launch."""
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-12, momentum=0.4)
+        self.weight.requires_grad = False
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+                            self.momentum, self.eps)
 
 class ConvGroup(nn.Module):
     """Two convolutions of 3 x 3: float [n, inputs, H, W] -> [n, outputs, H // 2, W // 2]."""
     def __init__(self, inputs, outputs):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs, eps=1e-12, momentum=0.4)
+        self.norm1 = BatchNorm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs, eps=1e-12, momentum=0.4)
-        self.norm1.weight.requires_grad = False  # stays 1 (Page, 2019)
-        self.norm2.weight.requires_grad = False
+        self.norm2 = BatchNorm(outputs)
 
     def forward(self, x):
         x = F.max_pool2d(self.conv1(x), 2)
@@ -132,7 +141,7 @@ class Net(nn.Module):
     def __init__(self, classes):
         super().__init__()
         channels, widths = hyp['data']['shape'][0], hyp['net']['widths']
-        self.normalize = Normalize()
+        self.normalize = Normalize(channels)
         self.whiten = nn.Conv2d(channels, 8 * channels, 2, bias=False)  # both signs of each direction of a 2 x 2 patch
         self.whiten.weight.requires_grad = False
         self.group1 = ConvGroup(8 * channels, widths[0])
@@ -163,8 +172,8 @@ def init_weights(net):
 def init_whitening(net, images):
     """From images [n, C, H, W], in place: the normalisation, and first filters that whiten patches (Page, 2019)."""
     images = images.float()
-    net.normalize.mean.fill_(images.mean())
-    net.normalize.std.fill_(images.std().clamp(min=1e-3))
+    net.normalize.mean.copy_(images.mean((0, 2, 3), keepdim=True))
+    net.normalize.std.copy_(images.std((0, 2, 3), keepdim=True).clamp(min=1e-3))
 
     patches = net.normalize(images).unfold(2, 2, 1).unfold(3, 2, 1)  # [n, C, H - 1, W - 1, 2, 2]
     patches = patches.permute(1, 4, 5, 0, 2, 3).reshape(net.whiten.weight[0].numel(), -1)
@@ -182,43 +191,67 @@ def init_whitening(net, images):
 #############################################
 def parameter_groups(net):
     """What Muon learns and what SGD learns, each as (weight, velocity, peak learning rate)."""
-    matrices, biases = [], []
+    filters, others = [], []
     for weight in net.parameters():
-        if weight.ndim == 1 and weight.requires_grad:
-            biases.append((weight, torch.zeros_like(weight), hyp['opt']['bias_lr']))
-        elif weight.requires_grad:
-            lr = hyp['opt']['head_lr'] if weight is net.head.weight else hyp['opt']['lr']
-            matrices.append((weight, torch.zeros_like(weight), lr))
-    return matrices, biases
+        if weight.requires_grad:
+            if weight is net.head.weight:
+                others.append((weight, torch.zeros_like(weight), hyp['opt']['head_lr']))
+            elif weight.ndim == 1:
+                others.append((weight, torch.zeros_like(weight), hyp['opt']['bias_lr']))
+            else:
+                filters.append((weight, torch.zeros_like(weight), hyp['opt']['lr']))
+    return filters, others
 
-def orthogonalize(x):
-    """A matrix [m, n] with its singular values all brought to about 1, by Newton-Schulz steps (Jordan, 2024)."""
+@torch.no_grad()
+def nesterov(groups, momentum):
+    """Nesterov momentum, for all weights in a launch each line (torch._foreach). From (weight, velocity, peak learning
+    rate) triples -> lists of the weights that have a gradient, of their changes, and of their rates."""
+    weights, velocities, lrs = zip(*[group for group in groups if group[0].grad is not None])
+    gradients = [weight.grad for weight in weights]
+    torch._foreach_mul_(velocities, momentum)
+    torch._foreach_add_(velocities, gradients)
+    return weights, torch._foreach_add(gradients, velocities, alpha=momentum), lrs
+
+@torch.no_grad()
+def orthogonalize(changes, dtype):
+    """Brings the singular values of each tensor [m, ...], as a matrix of m rows, to about 1, in place, by Newton-Schulz
+    steps in dtype (Jordan, 2024). Tensors of one shape are one batch of matrices."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = x / (x.norm() + 1e-7)
-    for _ in range(3):
-        gram = x @ x.T
-        gram = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b (x x') + c (x x')**2
-        x = torch.addmm(x, gram, x, beta=a)  # a x + gram x
-    return x
+    norms = torch._foreach_norm(changes)
+    torch._foreach_add_(norms, 1e-7)
+    torch._foreach_div_(changes, norms)
+    by_shape = {}
+    for change in changes:
+        by_shape.setdefault(change.shape, []).append(change)
+
+    for shape, group in by_shape.items():
+        x = torch.stack(group).to(dtype, memory_format=torch.contiguous_format).flatten(2)  # [k, m, n]
+        for _ in range(3):
+            gram = x @ x.mT
+            gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b (x x') + c (x x')**2
+            x = torch.baddbmm(x, gram, x, beta=a)  # a x + gram x
+        torch._foreach_copy_(group, x.view(-1, *shape).unbind())
 
 @torch.no_grad()
-def muon(matrices, lr_scale):
+def muon(filters, lr_scale, dtype):
     """One step of Muon (Jordan, 2024), in place: a row for each filter. Rows keep a mean length of 1. lr_scale, float32
-    [1]: share of the peak rates."""
-    momentum = hyp['opt']['momentum']
-    for weight, velocity, lr in matrices:
-        velocity.mul_(momentum).add_(weight.grad)
-        change = orthogonalize(weight.grad.add(velocity, alpha=momentum).flatten(1))
-        weight.mul_(len(weight)**0.5 / weight.norm())
-        weight.addcmul_(change.view(weight.shape), lr_scale, value=-lr)
+    []: share of the peak rates. dtype: of the Newton-Schulz steps."""
+    weights, changes, lrs = nesterov(filters, hyp['opt']['momentum'])
+    orthogonalize(changes, dtype)
+    torch._foreach_mul_(changes, lrs)
+    torch._foreach_mul_(changes, lr_scale)
+
+    torch._foreach_div_(weights, torch._foreach_norm(weights))
+    torch._foreach_mul_(weights, [len(weight)**0.5 for weight in weights])
+    torch._foreach_sub_(weights, changes)
 
 @torch.no_grad()
-def sgd(biases, lr_scale):
+def sgd(others, lr_scale):
     """One step of SGD with Nesterov momentum, in place. lr_scale: as for muon."""
-    momentum = hyp['opt']['momentum']
-    for weight, velocity, lr in biases:
-        velocity.mul_(momentum).add_(weight.grad)
-        weight.addcmul_(weight.grad.add(velocity, alpha=momentum), lr_scale, value=-lr)
+    weights, changes, lrs = nesterov(others, hyp['opt']['momentum'])
+    torch._foreach_mul_(changes, lrs)
+    torch._foreach_mul_(changes, lr_scale)
+    torch._foreach_sub_(weights, changes)
 
 #############################################
 #                 Training                  #
@@ -229,18 +262,25 @@ def plan(n):
     candidates = min(n, round(hyp['opt']['candidates'] * batch_size))
     return [(max(batch_size, candidates), max(1, round(hyp['opt']['epochs'] * n / batch_size)))]
 
+def smooth(labels, classes):
+    """Labels with a share spread over all classes (Szegedy et al., 2016): int64 [N] -> float32 [N, classes]."""
+    smoothing = hyp['opt']['label_smoothing']
+    return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+
 def make_state(net, data, dtype):
     """What the steps share. Tensors keep their place on the device, as a CUDA graph reads and writes them there."""
     device, n = data['train']['images'].device, len(data['train']['images'])
     [(candidates, steps)] = plan(n)
-    matrices, biases = parameter_groups(net)
+    filters, others = parameter_groups(net)
     weights = [weight for weight in net.state_dict().values() if weight.is_floating_point()]
     return types.SimpleNamespace(
-        candidates=candidates, matrices=matrices, biases=biases,
+        batch_size=min(hyp['opt']['batch_size'], n), candidates=candidates, filters=filters, others=others,
         weights=weights, average=[torch.zeros_like(weight) for weight in weights],
+        dtype=dtype or torch.float32,
         autocast=torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False),  # keeps no cast of no_grad
         lr_scale=1 - (torch.arange(steps, device=device) + 0.5) / steps,  # falls to 0
         last_losses=torch.zeros(n, device=device),  # of each image, when it was last seen
+        targets=smooth(data['train']['labels'], len(data['classes'])),
         step_index=torch.zeros(1, dtype=torch.int64, device=device),
         losses=torch.zeros(steps, device=device),
         result=torch.zeros(3, device=device))
@@ -253,32 +293,31 @@ def train_step(net, state, data):
     changes from step to step, and write what is to last into tensors of state, in place.
     """
     net.zero_grad()
-    images, n = data['train']['images'], len(data['train']['images'])
-    drawn = torch.randint(n, (state.candidates,), device=images.device)
-    hardest = state.last_losses[drawn].topk(min(hyp['opt']['batch_size'], n)).indices
+    images, labels = data['train']['images'], data['train']['labels']
+    drawn = torch.randint(len(images), (state.candidates,), device=images.device)
+    hardest = state.last_losses[drawn].topk(state.batch_size).indices
     index = drawn[hardest]
-    labels = data['train']['labels'][index]
 
     batch = augment(images, index)
     with state.autocast:
         logits = net(batch)
     logits = logits.float()  # half precision has too few digits to rank images by their losses
-    losses = F.cross_entropy(logits, labels, label_smoothing=hyp['opt']['label_smoothing'], reduction='none')
-    losses.sum().backward()  # the mean's gradients get lost in float16
-    state.last_losses[index] = losses.detach()
+    loss = F.cross_entropy(logits, state.targets[index], reduction='sum')
+    loss.backward()  # of the sum, as the mean's gradients get lost in float16
+    state.last_losses[index] = F.cross_entropy(logits.detach(), labels[index], reduction='none')
 
-    lr_scale = state.lr_scale[state.step_index]
-    muon(state.matrices, lr_scale)
-    sgd(state.biases, lr_scale)
+    lr_scale = state.lr_scale[state.step_index].squeeze()
+    muon(state.filters, lr_scale, state.dtype)
+    sgd(state.others, lr_scale)
     torch._foreach_lerp_(state.average, state.weights, 1 - hyp['ema']['decay'])
 
-    state.losses[state.step_index] = losses.detach().mean()
+    state.losses[state.step_index] = loss.detach() / len(index)
     state.step_index.add_(1)
 
 @torch.no_grad()
 def evaluate(net, state, data):
     """Writes to state.result: accuracy with test-time augmentation, accuracy and loss without. The least certain images
-    are seen in ten views: moved by a pixel, four ways, or not, mirrored or not."""
+    are seen in six views (Jordan, 2024): moved by a pixel or not, mirrored or not."""
     torch._foreach_copy_(state.weights, state.average)
     net.eval()
     images, labels = data['test']['images'], data['test']['labels']
@@ -291,17 +330,16 @@ def evaluate(net, state, data):
     state.result[1] = (logits.argmax(1) == labels).float().mean()
     state.result[2] = F.cross_entropy(logits, labels)
 
-    first, second = logits.softmax(1).topk(2).values.T
+    probabilities = logits.softmax(1)
+    first, second = probabilities.topk(2).values.T
     uncertain = (second - first).topk(math.ceil(hyp['tta']['share'] * len(labels))).indices
     padded = F.pad(images[uncertain].float(), (1, 1, 1, 1), 'reflect')
-    height, width = images.shape[2:]
-    for down, right in ((1, 1), (0, 1), (1, 0), (1, 2), (2, 1)):  # the first once more, as it is worth two
-        view = padded[:, :, down:down + height, right:right + width]
-        seen = predict(view)
-        if hyp['aug']['flip']:
-            seen += predict(view.flip(3))
-        logits[uncertain] += seen
-    state.result[0] = (logits.argmax(1) == labels).float().mean()
+    views = [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
+    if hyp['aug']['flip']:
+        views += [view.flip(3) for view in (images[uncertain], *views)]
+    seen = predict(torch.cat(views)).softmax(1).unflatten(0, (len(views), -1))  # [views, n, classes]
+    probabilities[uncertain] += seen.sum(0)
+    state.result[0] = (probabilities.argmax(1) == labels).float().mean()
     net.train()
 
 def build(data, device, dtype):
@@ -322,8 +360,8 @@ def build(data, device, dtype):
         float32 [steps]: the training losses."""
         torch.manual_seed(seed)
         init_weights(net)
-        init_whitening(net, images[::10])
-        torch._foreach_zero_([velocity for _, velocity, _ in state.matrices + state.biases] + [state.step_index])
+        init_whitening(net, images[::max(1, len(images) // 1000)])
+        torch._foreach_zero_([velocity for _, velocity, _ in state.filters + state.others] + [state.step_index])
         torch._foreach_copy_(state.average, state.weights)
         state.last_losses.fill_(math.inf)  # until an image has been seen
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SCRIPT = 'mnist_fast'  # its name in the summary and the log
-STEPS = 87  # of a run with the values below on the set that they are made for
+STEPS = 88  # of a run with the values below on the set that they are made for
 
 #############################################
 #              Hyperparameters              #
@@ -39,20 +39,20 @@ hyp = {
     'data': {'name': 'MNIST',                     # KMNIST, FashionMNIST, QMNIST, Synthetic, or NAME of your own images
              'dir': os.environ.get('DATA_DIR', 'data'),  # where NAME.pt lies, or will lie after its first download
              'shape': within((1, 28, 28), (1, 8, 8))},  # of an image: channels, height, width
-    'aug': {'shift': within(0.0, 0, 8)},          # pixels: a training image moves by up to this much; for long runs
+    'aug': {'shift': within(0, 0, 8)},            # pixels: a training image moves by up to this much; for long runs
     'net': {'crop': within(20, 8, 'side'),        # pixels: the middle that the network sees; a digit fills 20 x 20
             'widths': within((16, 32, 64), (1, 1, 1))},  # filters of the two convolutions, units of the hidden layer
-    'opt': {'epochs': within(0.9, 0, 10_000),     # passes over the training images
+    'opt': {'epochs': within(0.28, 0, 10_000),    # images learnt from, in multiples of the training images
             'batch_size': within(192, 1),         # images that a step learns from
             'candidates': within(4, 1),           # batches that a step draws, to learn from their hardest images
             'select_after': within(0.25, 0, 1),   # share of the steps that draw one batch; after them conv1 stays fixed
             'lr': within(0.25, 0),                # peak learning rate of the inner weights
-            'head_lr': within(0.04, 0),           # of the last layer's weights
-            'bias_lr': within(3e-4, 0),           # of the biases
+            'head_lr': within(2e-4, 0),           # of the last layer, for the sum of a batch's losses
+            'bias_lr': within(3e-4, 0),           # of the biases, for the same sum
             'momentum': within(0.6, 0, 1),        # Nesterov's
             'warmup': within(0.2, 0, 0.99),       # share of the steps in which the rates rise, before they fall to 0
             'label_smoothing': within(0.1, 0, 1)},  # share of a label that is spread over all classes: +0.08 %
-    'ema': {'decay': within(0.9, 0, 0.9999)},     # per step, of the weight average; in a short run worth nothing
+    'ema': {'decay': within(0.7, 0, 0.9999)},     # per step, of the weight average; in a short run worth nothing
     'tta': {'share': within(0.1, 0, 1)},          # of the test images, the least certain, are seen five times: +0.16 %
     'run': {'runs': within(20, 0),                # each with its own seed; 0 trains nothing and summarises run.log
             'seed': within(0, 0),                 # of the first run; run i has seed + i
@@ -69,19 +69,25 @@ hyp = {
 #############################################
 #               Augmentation                #
 #############################################
-def augment(images, index):
-    """A batch: each image moved by up to aug.shift pixels, black coming in: uint8 [N, C, H, W], int64 [n] -> float32
-    [n, C, H, W], or uint8 where aug.shift is 0."""
-    batch = images.index_select(0, index)
-    if hyp['aug']['shift'] == 0:
-        return batch
+def reflect(place, last):
+    """Places before 0 or after last, mirrored back: -1 becomes 1, last + 1 becomes last - 1."""
+    place = place.abs()
+    return torch.minimum(place, 2 * last - place)
 
-    n, _, height, width = batch.shape
-    moves = (2 * torch.rand(n, 2, 1, device=images.device) - 1) * hyp['aug']['shift']
-    moves = torch.stack((moves[:, 0] * 2 / width, moves[:, 1] * 2 / height), 1)
-    theta = torch.cat((torch.eye(2, device=images.device).expand(n, 2, 2), moves), 2)
-    grid = F.affine_grid(theta, batch.shape, align_corners=False)
-    return F.grid_sample(batch.float(), grid, align_corners=False)
+def augment(images, index):
+    """A batch: each image moved by up to aug.shift pixels with its edges reflected: uint8 [N, C, H, W], int64 [n] ->
+    uint8 [n, C, H, W]."""
+    n, device, shift = len(index), images.device, hyp['aug']['shift']
+    if shift == 0:
+        return images.index_select(0, index)
+
+    # Where each pixel comes from, so that one look-up makes the batch.
+    height, width = images.shape[2:]
+    down, right = torch.randint(-shift, shift + 1, (2, n, 1), device=device)
+    rows = reflect(torch.arange(height, device=device) + down, height - 1)  # int64 [n, H]
+    columns = reflect(torch.arange(width, device=device) + right, width - 1)  # int64 [n, W]
+    batch = images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [n, H, W, C]
+    return batch.permute(0, 3, 1, 2)
 
 def crop(images):
     """The middle that the network sees, net.crop pixels square; all of images that are not square. A view."""
@@ -96,11 +102,11 @@ def crop(images):
 #                  Network                  #
 #############################################
 class Normalize(nn.Module):
-    """Pixels, uint8 or float [n, C, H, W] -> float32, with mean 0 and deviation 1 over all images."""
-    def __init__(self):
+    """Pixels, uint8 or float [n, C, H, W] -> float32, with mean 0 and deviation 1 in each channel over all images."""
+    def __init__(self, channels):
         super().__init__()
-        self.register_buffer('mean', torch.zeros(1))
-        self.register_buffer('std', torch.ones(1))
+        self.register_buffer('mean', torch.zeros(1, channels, 1, 1))
+        self.register_buffer('std', torch.ones(1, channels, 1, 1))
 
     def forward(self, images):
         return (images.float() - self.mean) / self.std
@@ -111,7 +117,7 @@ class Net(nn.Module):
         super().__init__()
         widths = hyp['net']['widths']
         height, width = crop(torch.empty(1, *hyp['data']['shape'])).shape[2:]
-        self.normalize = Normalize()
+        self.normalize = Normalize(hyp['data']['shape'][0])
         self.conv1 = nn.Conv2d(hyp['data']['shape'][0], widths[0], 4, stride=2)
         self.conv2 = nn.Conv2d(widths[0], widths[1], 3, stride=2)
         self.hidden = nn.Linear(widths[1] * (height // 4 - 1) * (width // 4 - 1), widths[2])
@@ -142,10 +148,10 @@ def init_weights(net):
 def init_whitening(net, images):
     """From images [n, C, H, W], in place: the normalisation, and first filters that whiten patches (Page, 2019)."""
     images = crop(images).float()
-    net.normalize.mean.fill_(images.mean())
-    net.normalize.std.fill_(images.std().clamp(min=1e-3))
+    net.normalize.mean.copy_(images.mean((0, 2, 3), keepdim=True))
+    net.normalize.std.copy_(images.std((0, 2, 3), keepdim=True).clamp(min=1e-3))
 
-    patches = net.normalize(images[:1000]).unfold(2, 4, 2).unfold(3, 4, 2)  # [n, C, h, w, 4, 4]
+    patches = net.normalize(images).unfold(2, 4, 2).unfold(3, 4, 2)  # [n, C, h, w, 4, 4]
     patches = patches.permute(1, 4, 5, 0, 2, 3).reshape(net.conv1.weight[0].numel(), -1)
     covariance = patches @ patches.T / patches.shape[1]
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance.cpu())  # in ascending order
@@ -158,73 +164,99 @@ def init_whitening(net, images):
 #############################################
 def parameter_groups(net):
     """What Muon learns and what SGD learns, each as (weight, velocity, peak learning rate)."""
-    matrices, biases = [], []
+    filters, others = [], []
     for weight in net.parameters():
-        if weight.ndim == 1:
-            biases.append((weight, torch.zeros_like(weight), hyp['opt']['bias_lr']))
-        else:
-            lr = hyp['opt']['head_lr'] if weight is net.head.weight else hyp['opt']['lr']
-            matrices.append((weight, torch.zeros_like(weight), lr))
-    return matrices, biases
+        if weight.requires_grad:
+            if weight is net.head.weight:
+                others.append((weight, torch.zeros_like(weight), hyp['opt']['head_lr']))
+            elif weight.ndim == 1:
+                others.append((weight, torch.zeros_like(weight), hyp['opt']['bias_lr']))
+            else:
+                filters.append((weight, torch.zeros_like(weight), hyp['opt']['lr']))
+    return filters, others
 
-def orthogonalize(x):
-    """A matrix [m, n] with its singular values all brought to about 1, by Newton-Schulz steps (Jordan, 2024)."""
+@torch.no_grad()
+def nesterov(groups, momentum):
+    """Nesterov momentum, for all weights in a launch each line (torch._foreach). From (weight, velocity, peak learning
+    rate) triples -> lists of the weights that have a gradient, of their changes, and of their rates."""
+    weights, velocities, lrs = zip(*[group for group in groups if group[0].grad is not None])
+    gradients = [weight.grad for weight in weights]
+    torch._foreach_mul_(velocities, momentum)
+    torch._foreach_add_(velocities, gradients)
+    return weights, torch._foreach_add(gradients, velocities, alpha=momentum), lrs
+
+@torch.no_grad()
+def orthogonalize(changes, dtype):
+    """Brings the singular values of each tensor [m, ...], as a matrix of m rows, to about 1, in place, by Newton-Schulz
+    steps in dtype (Jordan, 2024). Tensors of one shape are one batch of matrices."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = x / (x.norm() + 1e-7)
-    for _ in range(3):
-        gram = x @ x.T
-        gram = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b (x x') + c (x x')**2
-        x = torch.addmm(x, gram, x, beta=a)  # a x + gram x
-    return x
+    norms = torch._foreach_norm(changes)
+    torch._foreach_add_(norms, 1e-7)
+    torch._foreach_div_(changes, norms)
+    by_shape = {}
+    for change in changes:
+        by_shape.setdefault(change.shape, []).append(change)
+
+    for shape, group in by_shape.items():
+        x = torch.stack(group).to(dtype, memory_format=torch.contiguous_format).flatten(2)  # [k, m, n]
+        for _ in range(3):
+            gram = x @ x.mT
+            gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b (x x') + c (x x')**2
+            x = torch.baddbmm(x, gram, x, beta=a)  # a x + gram x
+        torch._foreach_copy_(group, x.view(-1, *shape).unbind())
 
 @torch.no_grad()
-def muon(matrices, lr_scale):
-    """One step of Muon (Jordan, 2024), in place: a row a filter. lr_scale, float32 [1]: share of the peak rates."""
-    momentum = hyp['opt']['momentum']
-    for weight, velocity, lr in matrices:
-        if weight.grad is not None:
-            velocity.mul_(momentum).add_(weight.grad)
-            change = orthogonalize(weight.grad.add(velocity, alpha=momentum).flatten(1))
-            weight.addcmul_(change.view(weight.shape), lr_scale, value=-lr)
+def muon(filters, lr_scale, dtype):
+    """One step of Muon (Jordan, 2024), in place: a row for each filter. lr_scale, float32 []: share of the peak rates.
+    dtype: of the Newton-Schulz steps."""
+    weights, changes, lrs = nesterov(filters, hyp['opt']['momentum'])
+    orthogonalize(changes, dtype)
+    torch._foreach_mul_(changes, lrs)
+    torch._foreach_mul_(changes, lr_scale)
+    torch._foreach_sub_(weights, changes)
 
 @torch.no_grad()
-def sgd(biases, lr_scale):
+def sgd(others, lr_scale):
     """One step of SGD with Nesterov momentum, in place. lr_scale: as for muon."""
-    momentum = hyp['opt']['momentum']
-    for weight, velocity, lr in biases:
-        if weight.grad is not None:
-            velocity.mul_(momentum).add_(weight.grad)
-            weight.addcmul_(weight.grad.add(velocity, alpha=momentum), lr_scale, value=-lr)
+    weights, changes, lrs = nesterov(others, hyp['opt']['momentum'])
+    torch._foreach_mul_(changes, lrs)
+    torch._foreach_mul_(changes, lr_scale)
+    torch._foreach_sub_(weights, changes)
 
 #############################################
 #                 Training                  #
 #############################################
 def plan(n):
     """For n training images, two pairs: how many batches a step draws and the number of such steps, first and later."""
-    opt = hyp['opt']
-    batches_per_step = opt['select_after'] + (1 - opt['select_after']) * opt['candidates']  # the mean
-    steps = max(1, round(opt['epochs'] * n / opt['batch_size'] / batches_per_step))
-    first_steps = math.ceil(opt['select_after'] * steps)
-    return [(1, first_steps), (opt['candidates'], steps - first_steps)]
+    steps = max(1, round(hyp['opt']['epochs'] * n / min(hyp['opt']['batch_size'], n)))
+    first_steps = math.ceil(hyp['opt']['select_after'] * steps)
+    return [(1, first_steps), (hyp['opt']['candidates'], steps - first_steps)]
+
+def smooth(labels, classes):
+    """Labels with a share spread over all classes (Szegedy et al., 2016): int64 [N] -> float32 [N, classes]."""
+    smoothing = hyp['opt']['label_smoothing']
+    return F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
 
 def make_state(net, data, dtype):
     """What the steps share. Tensors keep their place on the device, as a CUDA graph reads and writes them there."""
-    device = data['train']['images'].device
-    batch_size, warmup = hyp['opt']['batch_size'], hyp['opt']['warmup']
-    (_, first_steps), (candidates, later_steps) = plan(len(data['train']['images']))
+    device, n = data['train']['images'].device, len(data['train']['images'])
+    batch_size, warmup = min(hyp['opt']['batch_size'], n), hyp['opt']['warmup']
+    (_, first_steps), (candidates, later_steps) = plan(n)
     steps = first_steps + later_steps
     drawn = batch_size * max(candidates, first_steps + candidates * later_steps)  # images in all
     share = (torch.arange(steps) + 0.5) / steps
-    matrices, biases = parameter_groups(net)
+    filters, others = parameter_groups(net)
     return types.SimpleNamespace(
-        matrices=matrices, biases=biases,
+        filters=filters, others=others,
         weights=list(net.parameters()), average=[torch.zeros_like(weight) for weight in net.parameters()],
+        dtype=dtype or torch.float32,
         autocast=torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False),  # keeps no cast of no_grad
         lr_scale=torch.minimum(share / max(warmup, 1e-9), (1 - share) / (1 - warmup)).to(device),  # a triangle
-        first_steps=first_steps,
+        batch_size=batch_size, first_steps=first_steps,
         order=torch.zeros(drawn, dtype=torch.int64, device=device),
         offsets=torch.arange(batch_size * candidates, device=device),
         position=torch.zeros(1, dtype=torch.int64, device=device),  # of the next image in order
+        targets=smooth(data['train']['labels'], len(data['classes'])),
         step_index=torch.zeros(1, dtype=torch.int64, device=device),
         losses=torch.zeros(steps, device=device),
         result=torch.zeros(3, device=device))
@@ -237,33 +269,34 @@ def train_step(net, state, data, batches, train_conv1):
     changes from step to step, and write what is to last into tensors of state, in place.
     """
     net.zero_grad()
-    batch_size = hyp['opt']['batch_size']
+    images, labels = data['train']['images'], data['train']['labels']
+    batch_size = state.batch_size
     index = state.order[state.position + state.offsets[:batches * batch_size]]
-    labels = data['train']['labels'][index]
-    batch = augment(data['train']['images'], index)
+    batch = augment(images, index)
     with state.autocast, torch.set_grad_enabled(train_conv1):
         features = net.features(batch)
 
     if batches > 1:
         with state.autocast, torch.no_grad():
             logits = net.classify(features)
-        hardest = F.cross_entropy(logits.float(), labels, reduction='none').topk(batch_size).indices
-        features, labels = features[hardest], labels[hardest]
+        losses = F.cross_entropy(logits.float(), labels[index], reduction='none')
+        hardest = losses.topk(batch_size).indices
+        features = features[hardest]
+        index = index[hardest]
 
     with state.autocast:
         logits = net.classify(features)
-    smoothing = hyp['opt']['label_smoothing']
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction='sum')
+    loss = F.cross_entropy(logits.float(), state.targets[index], reduction='sum')
     loss.backward()  # of the sum, as the mean's gradients get lost in float16
 
-    lr_scale = state.lr_scale[state.step_index]
-    muon(state.matrices, lr_scale)
-    sgd(state.biases, lr_scale)
+    lr_scale = state.lr_scale[state.step_index].squeeze()
+    muon(state.filters, lr_scale, state.dtype)
+    sgd(state.others, lr_scale)
     with torch.no_grad():
         torch._foreach_lerp_(state.average, state.weights, 1 - hyp['ema']['decay'])
 
     state.losses[state.step_index] = loss.detach() / batch_size
-    state.position.add_(len(index))
+    state.position.add_(batches * batch_size)
     state.step_index.add_(1)
 
 @torch.no_grad()
@@ -284,9 +317,9 @@ def evaluate(net, state, data):
     probabilities = logits.softmax(1)
     first, second = probabilities.topk(2).values.T
     uncertain = (second - first).topk(math.ceil(hyp['tta']['share'] * len(labels))).indices
-    for down, right in ((-1, 0), (0, -1), (0, 1), (1, 0)):
-        view = images[uncertain].roll((down, right), (2, 3))
-        probabilities[uncertain] += predict(view).softmax(1)
+    views = [images[uncertain].roll(move, (2, 3)) for move in ((-1, 0), (0, -1), (0, 1), (1, 0))]
+    seen = predict(torch.cat(views)).softmax(1).unflatten(0, (len(views), -1))  # [views, n, classes]
+    probabilities[uncertain] += seen.sum(0)
     state.result[0] = (probabilities.argmax(1) == labels).float().mean()
 
 def build(data, device, dtype):
@@ -308,8 +341,8 @@ def build(data, device, dtype):
         float32 [steps]: the training losses."""
         torch.manual_seed(seed)
         init_weights(net)
-        init_whitening(net, images[::10])
-        velocities = [velocity for _, velocity, _ in state.matrices + state.biases]
+        init_whitening(net, images[::max(1, len(images) // 1000)])
+        velocities = [velocity for _, velocity, _ in state.filters + state.others]
         torch._foreach_zero_([*velocities, state.position, state.step_index])
         torch._foreach_copy_(state.average, state.weights)
         epochs = math.ceil(len(state.order) / len(images))

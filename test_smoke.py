@@ -420,8 +420,8 @@ OUT_OF_RANGE = {
                    'net.widths=(16,32,-64)'],
     'fashion_fast': ['opt.candidates=0.5', 'aug.cutout=29', 'data.shape=(1,8,28)', 'aug.shift=-1', 'tta.share=-0.1',
                      'ema.decay=1'],
-    'cifar_fast': ['opt.small_size=8', 'aug.cutout=33', 'net.depth=1', 'ema.every=0', 'opt.hard_share=-0.5',
-                   'opt.sgd_momentum=2', 'opt.weight_decay=-1e-9', 'opt.full_epochs=0', 'data.shape=(3,32,1)']}
+    'cifar_fast': ['opt.small_size=8', 'aug.cutout=33', 'net.depth=1', 'ema.decay=-0.1', 'opt.hard_share=-0.5',
+                   'opt.sgd_momentum=2', 'opt.weight_decay=-1e-9', 'opt.full_passes=0', 'data.shape=(3,32,1)']}
 OF_ANOTHER_TYPE = ['net.widths=(16,32)', 'net.widths=(16,32,64,128)', 'net.widths=(16,32,6.5)', 'net.widths=16',
                    'net.widths=[16,32,64]', 'data.shape=(28,28)', 'data.shape=28', 'run.runs=True', 'run.runs=1e3',
                    'opt.batch_size=1e2', 'opt.epochs=nan', 'opt.epochs=None', 'opt.epochs=', 'opt.lr', 'run.seed=2**64']
@@ -938,11 +938,16 @@ def test_sessions_are_unique(folder):
 
 def test_orthogonalization():
     """The singular vectors stay; the singular values come near 1, whatever the matrix was multiplied by."""
-    for shape, scale in (((32, 256), 1.0), ((64, 512), 1e-4), ((10, 64), 1e4)):
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        left, _, right = torch.linalg.svd(x, full_matrices=False)
-        for script in ('mnist_fast', 'fashion_fast'):
-            values = left.T @ internals(script)['orthogonalize'](scale * x) @ right.T
+    random = torch.Generator().manual_seed(0)
+    shapes = (32, 256), (64, 512), (32, 256), (10, 64), (32, 256)
+    matrices = [torch.randn(shape, generator=random) for shape in shapes]
+    for script in SCRIPTS:
+        changes = [scale * x for scale, x in zip((1.0, 1e-4, 1e4, 1e4, 1e-4), matrices)]
+        changes[1] = changes[1].view(64, 128, 2, 2).contiguous(memory_format=torch.channels_last)
+        internals(script)['orthogonalize'](changes, torch.float32)
+        for x, change in zip(matrices, changes, strict=True):
+            left, _, right = torch.linalg.svd(x, full_matrices=False)
+            values = left.T @ change.flatten(1) @ right.T
             assert 0.5 < values.diag().min() and values.diag().max() < 1.5
             assert (values - values.diag().diag()).abs().max() < 1e-3
 
@@ -1677,18 +1682,18 @@ def watch_training(monkeypatch, images, **opt):
 
 def test_alternating_flip(monkeypatch):
     """In two passes each image is seen once each way, in an order that changes."""
-    seen = [row[:2] for row in watch_training(monkeypatch, 200, epochs=2.0, full_epochs=2, batch_size=50)]
+    seen = [row[:2] for row in watch_training(monkeypatch, 200, epochs=2.0, full_passes=2, batch_size=50)]
     assert len(seen) == 400 and sorted(seen) == [(image, way) for image in range(200) for way in (False, True)]
     first, second = [[image for image, _ in part] for part in (seen[:200], seen[200:])]
     assert sorted(first) == sorted(second) and first != second
     assert 60 < sum(way for _, way in seen[:200]) < 140
     monkeypatch.setitem(internals('cifar_fast')['hyp']['aug'], 'flip', False)
-    seen = watch_training(monkeypatch, 200, epochs=2.0, full_epochs=2, batch_size=50)
+    seen = watch_training(monkeypatch, 200, epochs=2.0, full_passes=2, batch_size=50)
     assert len(seen) == 400 and not any(way for _, way, _ in seen)
 
 def test_hard_images(monkeypatch):
     """After the full passes, each pass has the images whose loss was highest when last seen, in batches of a size."""
-    seen = watch_training(monkeypatch, 200, epochs=3.5, full_epochs=1, hard_share=0.5, batch_size=40)
+    seen = watch_training(monkeypatch, 200, epochs=2.0, full_passes=1, hard_share=0.5, batch_size=40)
     passes = seen[:200], seen[200:280], seen[280:360], seen[360:]  # of 100 images, 80 make whole batches
     assert len(passes[-1]) == 40 and len({image for image, *_ in passes[0]}) == 200
     last_losses = {image: loss for image, _, loss in passes[0]}
@@ -1719,32 +1724,40 @@ def test_whitening():
     assert torch.allclose(moments, (variances / (variances + 5e-4)).diag(), atol=2e-3)
     assert torch.allclose(moments, torch.eye(12), atol=0.1)
 
-def test_batched_orthogonalization():
-    """As in mnist_fast.py, for three matrices at a time, each of another size."""
-    x = torch.randn(3, 32, 256, generator=torch.Generator().manual_seed(0))
-    x *= torch.tensor([1e-4, 1, 1e4])[:, None, None]
-    left, _, right = torch.linalg.svd(x, full_matrices=False)
-    values = left.mT @ internals('cifar_fast')['orthogonalize'](x) @ right.mT
-    diagonals = values.diagonal(dim1=1, dim2=2)
-    assert 0.5 < diagonals.min() and diagonals.max() < 1.5
-    assert (values - diagonals.diag_embed()).abs().max() < 1e-3
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_optimizer(script):
+    """Nesterov momentum, SGD and Muon against torch.optim.SGD, in steps of one learning rate."""
+    names = internals(script)
+    opt = names['hyp']['opt']
+    random = torch.Generator().manual_seed(0)
+    start = [torch.randn(5, 3, generator=random), torch.randn(7, generator=random)]
+    mine = [(torch.nn.Parameter(weight.clone()), torch.zeros_like(weight), lr) for weight, lr in zip(start, (0.1, 0.02))]
+    frozen = torch.nn.Parameter(torch.ones(4))
+    momentum = opt['sgd_momentum'] if script == 'cifar_fast' else opt['momentum']
+    decay = opt['weight_decay'] if script == 'cifar_fast' else 0.0
+    theirs = [torch.nn.Parameter(weight.clone()) for weight in start]
+    sgd = torch.optim.SGD([{'params': weight, 'lr': 0.5 * lr} for weight, (*_, lr) in zip(theirs, mine)],
+                          lr=1.0, momentum=momentum, nesterov=True)
+    for _ in range(3):
+        for (weight, *_), other in zip(mine, theirs):
+            weight.grad = torch.randn(weight.shape, generator=random)
+            other.grad = weight.grad.clone()
+        with torch.no_grad():
+            torch._foreach_mul_(theirs, 1 - 0.5 * decay)
+        names['sgd']([*mine, (frozen, torch.zeros(4), 0.1)], torch.tensor(0.5))
+        sgd.step()
+    for (weight, *_), other in zip(mine, theirs):
+        assert torch.allclose(weight, other, atol=1e-5)
+    assert torch.equal(frozen, torch.ones(4))  # it has no gradient
 
-def test_look_ahead(monkeypatch):
-    """Weights that gain 1 between two pulls of 1 - 0.9**5 each: after n of them they stand at n (1 - 0.9**5)."""
-    look_ahead, ema = internals('cifar_fast')['look_ahead'], internals('cifar_fast')['hyp']['ema']
-    monkeypatch.setitem(ema, 'decay', 0.9)
-    monkeypatch.setitem(ema, 'every', 5)
-    weights, average = [torch.zeros(3), torch.ones(2, 2)], [torch.zeros(3), torch.ones(2, 2)]
-    for _ in range(10):
-        torch._foreach_add_(weights, 1.0)
-        look_ahead(weights, average, share=1.0)
-    for values in (weights, average):
-        assert torch.allclose(values[0], torch.full((3,), 10 * (1 - 0.9**5)))
-        assert torch.allclose(values[1], torch.full((2, 2), 1 + 10 * (1 - 0.9**5)))
-    torch._foreach_add_(weights, 1.0)
-    before = weights[0].clone()
-    look_ahead(weights, average, share=0.0)  # at the start the weights are free
-    assert torch.equal(weights[0], before) and torch.equal(average[0], before)
+    weight, lr = torch.nn.Parameter(torch.randn(6, 4, 3, 3, generator=random)), 0.1
+    before, weight.grad = weight.detach().clone(), torch.randn(6, 4, 3, 3, generator=random)
+    names['muon']([(weight, torch.zeros_like(weight), lr)], torch.tensor(0.5), torch.float32)
+    change = [weight.grad.clone()]
+    names['orthogonalize'](change, torch.float32)  # of the first step's momentum, a multiple of the gradient
+    if script != 'mnist_fast':
+        before *= 6**0.5 / before.norm()
+    assert torch.allclose(weight, before - 0.5 * lr * change[0], atol=1e-5)
 
 # README
 
@@ -1940,7 +1953,7 @@ def on_another_device(names, monkeypatch):
 
 FEW = {'mnist_fast': ('net.widths=(4,8,8)', 'opt.batch_size=12'),
        'fashion_fast': ('net.widths=(4,4,8)', 'opt.batch_size=24', 'opt.epochs=0.5'),
-       'cifar_fast': ('net.widths=(4,4,8)', 'opt.batch_size=60', 'opt.epochs=2', 'opt.full_epochs=1')}
+       'cifar_fast': ('net.widths=(4,4,8)', 'opt.batch_size=60', 'opt.epochs=2', 'opt.full_passes=1')}
 LONG = {'mnist_fast': ('aug.shift=2', 'net.crop=24', 'ema.decay=0.99'),
         'fashion_fast': ('aug.shift=1', 'aug.cutout=8'),
         'cifar_fast': ('aug.shift=4', 'aug.cutout=12', 'net.depth=3')}
@@ -1980,7 +1993,7 @@ def test_the_rules_find_what_breaks_them(graphs, monkeypatch, script):
         """The script, whose step does one thing more with its learning rate."""
         names = load(script, *FEW[script])
         muon = names['muon']
-        names['muon'] = lambda weights, lr: muon(weights, change(lr))
+        names['muon'] = lambda filters, lr, dtype: muon(filters, change(lr).squeeze(), dtype)
         return names
 
     reads = changed(lambda lr: lr * (1 + 0 * lr.item()))
@@ -1993,7 +2006,7 @@ def test_the_rules_find_what_breaks_them(graphs, monkeypatch, script):
     with pytest.raises(RuntimeError, match='waits'):
         two_runs(on_a_gpu(masks))
 
-    for change in (lambda lr: lr * torch.ones(1), lambda lr: lr[torch.zeros(1, dtype=torch.int64)]):
+    for change in (lambda lr: lr * torch.ones(1), lambda lr: lr[None][torch.zeros(1, dtype=torch.int64)]):
         with pytest.raises(RuntimeError, match='device'):
             on_another_device(changed(change), monkeypatch)
     assert freed(on_a_gpu(changed(lambda lr: lr * torch.tensor([1.0]))), graphs)  # from the host
