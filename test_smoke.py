@@ -1759,6 +1759,57 @@ def test_optimizer(script):
         before *= 6**0.5 / before.norm()
     assert torch.allclose(weight, before - 0.5 * lr * change[0], atol=1e-5)
 
+class Linear(torch.nn.Module):
+    """Pixels -> logits of ten classes, by random weights."""
+    def __init__(self, shape):
+        super().__init__()
+        self.weight = torch.randn(10, math.prod(shape), generator=torch.Generator().manual_seed(0)) / 3000
+
+    def forward(self, images):
+        return images.float().flatten(1) @ self.weight.T
+
+def moved(images, down, right):
+    """Images moved by up to a pixel, with their edges mirrored, by the book."""
+    height, width = images.shape[2:]
+    rows = [abs(row) if row < height else 2 * height - 2 - row for row in range(-down, height - down)]
+    columns = [abs(column) if column < width else 2 * width - 2 - column for column in range(-right, width - right)]
+    return images[:, :, rows][..., columns]
+
+@pytest.mark.parametrize('script', SCRIPTS)
+@pytest.mark.parametrize('flip', [False, True])
+@pytest.mark.parametrize('shift', [0, 2])
+def test_views(monkeypatch, script, flip, shift):
+    """The quarter of the images whose first two classes are nearest gets the mean of its views' probabilities."""
+    names = internals(script)
+    monkeypatch.setitem(names['hyp']['tta'], 'share', 0.25)
+    monkeypatch.setitem(names['hyp']['aug'], 'shift', shift)
+    if script != 'mnist_fast':
+        monkeypatch.setitem(names['hyp']['aug'], 'flip', flip)
+    shape = names['hyp']['data']['shape']
+    test = tiny_data(shape, 200)['test']
+    images, labels = test['images'], test['labels']
+    net, result = Linear(shape), torch.zeros(3)
+    state = types.SimpleNamespace(weights=[torch.zeros(1)], average=[torch.ones(1)], result=result,
+                                  autocast=contextlib.nullcontext())
+    names['evaluate'](net, state, {'test': test})
+
+    probabilities = net(images).softmax(1)
+    first, second = probabilities.sort(1).values[:, -2:].T
+    uncertain = (first - second).abs().argsort()[:math.ceil(len(labels) / 4)]
+    if script == 'mnist_fast':
+        moves = (-1, 0), (0, -1), (0, 1), (1, 0)
+        views = [images, *(images.roll(move, (2, 3)) for move in moves)]
+    else:
+        views = [images, moved(images, 1, 1), moved(images, -1, -1)] if shift else [images]
+        views += [view.flip(3) for view in views] if flip else []
+    mean = sum(net(view).softmax(1) for view in views) / len(views)
+    answers = probabilities.argmax(1)
+    answers[uncertain] = mean[uncertain].argmax(1)
+    assert result[0] == pytest.approx((answers == labels).float().mean().item(), abs=1e-6)
+    assert result[1] == pytest.approx((net(images).argmax(1) == labels).float().mean().item(), abs=1e-6)
+    assert result[2] == pytest.approx(F.cross_entropy(net(images), labels).item(), rel=1e-5)
+    assert torch.equal(state.weights[0], torch.ones(1))  # the averages are tested
+
 # README
 
 def snippets():
