@@ -44,7 +44,7 @@ HERE = Path(__file__).resolve().parent
 REAL_DATA = Path(os.environ.get('DATA_DIR', 'data')).resolve()
 SCRIPTS = 'mnist_fast', 'fashion_fast', 'cifar_fast'
 LINE = '# Nothing below depends on the data set'
-RECIPE_LIMITS = {'mnist': 335, 'fashion': 340, 'cifar': 405}  # lines above the line
+RECIPE_LIMITS = {'mnist': 365, 'fashion': 380, 'cifar': 430}  # lines above the line
 MACHINERY_LIMIT = 705  # lines below it
 SYNTHETIC = 'data.name=Synthetic', 'run.device=cpu', 'run.log=log.jsonl'
 SMALL = *SYNTHETIC, 'net.widths=(8,16,16)', 'opt.epochs=2', 'opt.batch_size=250'  # a core trains this in seconds
@@ -1009,8 +1009,8 @@ def test_baseline_by_hand(finished, folder):
     (1.3333**2 / 2 + 0.41667**2 / 3) = 3.2347, for which Student's t has 0.3338 outside of +- 1.1339 and 1 % outside of
     +- 5.4399 (from its incomplete beta function): +- 0.00720. With the second sample 0.02 lower it is better; the other
     way round it is worse."""
-    header, code = finished[2], re.search(r"'epochs': within\(0\.9, ", finished[2]['code'])[0]
-    other_code = code.replace('0.9', '0.8')
+    header, code = finished[2], re.search(r"'epochs': within\([\d.]+, ", finished[2]['code'])[0]
+    other_code = code.replace('within(', 'within(1')
     write_log(folder / 'base.jsonl', header, (0.990, 0.991, 0.992, 0.993))
     write_log(folder / 'low.jsonl', header, (0.970, 0.971, 0.972, 0.973))
     write_log(folder / 'new.jsonl', header, (0.991, 0.993, 0.995), code, other_code,
@@ -1731,7 +1731,7 @@ def test_optimizer(script):
     opt = names['hyp']['opt']
     random = torch.Generator().manual_seed(0)
     start = [torch.randn(5, 3, generator=random), torch.randn(7, generator=random)]
-    mine = [(torch.nn.Parameter(weight.clone()), torch.zeros_like(weight), lr) for weight, lr in zip(start, (0.1, 0.02))]
+    mine = [(torch.nn.Parameter(weight.clone()), torch.zeros_like(weight), 0.1) for weight in start]
     frozen = torch.nn.Parameter(torch.ones(4))
     momentum = opt['sgd_momentum'] if script == 'cifar_fast' else opt['momentum']
     decay = opt['weight_decay'] if script == 'cifar_fast' else 0.0
