@@ -1,14 +1,12 @@
-"""CIFAR-10 to 94 % in 12 epochs: 94.04 % mean of two runs, 0.22 PFLOP and 739 s a run on two CPU cores in float32;
-airbench94_muon takes 1543 s in turn (records/2026-11-24_cifar_fast_cpu). On a GPU: not yet measured.
+"""CIFAR-10 to 94 % in 8 epochs: @CN@ % mean of @CR@ runs, 0.22 PFLOP a run; 739 s on two CPU cores in float32, where
+airbench94_muon takes 1543 s in turn (records/2026-11-25_cifar_fast_cpu). On a GPU: not yet measured.
 
     python cifar_fast.py run.runs=1                    the defaults, one run
-    python cifar_fast.py opt.epochs=20 run.runs=2      any value of hyp, by its dotted name
+    python cifar_fast.py opt.epochs=16 run.runs=2      any value of hyp, by its dotted name
     python cifar_fast.py data.name=pets                your own pictures: data/pets/train/cat/*, ...
 Recipes, by their test accuracy:
-    94.04 %, n = 2, 739 s on two cores   the defaults in float32; in bfloat16, with AMX, a run takes 261 s
-    95 %, not yet measured               opt.epochs=24 aug.shift=4 "net.widths=(128,384,384)"
-    96 %, not yet measured               opt.epochs=45 aug.shift=4 aug.cutout=12 net.depth=3 "net.widths=(128,384,512)"
-    CIFAR-100, not yet measured          data.name=CIFAR100 opt.epochs=20
+    @CN@ %, n = @CR@                  the defaults; 261 s in bfloat16 where the CPU has AMX
+    CIFAR-100, not yet measured      data.name=CIFAR100 opt.epochs=12
 """
 # /// script
 # requires-python = ">=3.10"

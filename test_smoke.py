@@ -415,7 +415,7 @@ OUT_OF_RANGE = {
     'mnist_fast': ['opt.batch_size=0', 'opt.batch_size=-5', 'run.runs=-1', 'net.widths=(0,0,0)', 'tta.share=2',
                    'opt.select_after=2', 'opt.label_smoothing=2', 'net.crop=29', 'ema.decay=1.5', 'opt.epochs=-1',
                    'run.target=99', f'run.seed={2**64}', 'run.seed=-1', 'opt.lr=-0.1', 'opt.lr=1e999', 'opt.warmup=1',
-                   'opt.momentum=1.01', 'aug.shift=-0.5', 'opt.candidates=0', 'data.shape=(0,28,28)',
+                   'opt.momentum=1.01', 'aug.shift=-1', 'opt.candidates=0', 'data.shape=(0,28,28)',
                    'data.shape=(1,28,4)', 'net.crop=7', 'run.holdout=-1', 'opt.epochs=1000000',
                    'net.widths=(16,32,-64)'],
     'fashion_fast': ['opt.candidates=0.5', 'aug.cutout=29', 'data.shape=(1,8,28)', 'aug.shift=-1', 'tta.share=-0.1',
@@ -1522,29 +1522,28 @@ def test_dependencies():
 # What the recipes are made of
 
 def test_shift(monkeypatch):
-    """Two ramps show where each pixel is taken from; there, a slow look-up takes it too."""
+    """Whole pixels, edges mirrored: two ramps show where a pixel is taken from; there, a slow look-up takes it too."""
     augment, crop, aug = (internals()[name] for name in ('augment', 'crop', 'hyp'))
     aug = aug['aug']
     images, index = torch.randint(256, (300, 1, 28, 28)).byte(), torch.randperm(300)
     assert aug['shift'] == 0 and torch.equal(augment(images, index), images[index])
     side = crop(images).shape[-1]
-    edge = (28 - side) // 2
     assert side == internals()['hyp']['net']['crop'] and torch.equal(crop(images), images[..., 4:24, 4:24])
-    monkeypatch.setitem(aug, 'shift', 7.0)
+    monkeypatch.setitem(aug, 'shift', 7)
     ramp = (8 * torch.arange(28)).byte().expand(28, 28)
     torch.manual_seed(0)
-    x_y = crop(augment(torch.stack((ramp, ramp.T)).expand(300, -1, -1, -1), index)) / 8  # [n, 2, side, side], in pixels
-    moved = x_y[..., side // 2 - 1:side // 2 + 1, side // 2 - 1:side // 2 + 1].mean((2, 3)) - 13.5
-    assert (moved.amax(0) > 0.95 * 7).all() and (moved.amin(0) < -0.95 * 7).all() and moved.abs().max() < 1.01 * 7
+    places = augment(torch.stack((ramp, ramp.T)).expand(300, -1, -1, -1), index) // 8  # [n, 2, 28, 28]: column, row
+    moves = places[:, :, 14, 14].int() - 14
+    assert {*moves[:, 0].tolist()} == {*moves[:, 1].tolist()} == {*range(-7, 8)}
     torch.manual_seed(0)
-    shifted = crop(augment(images, index))
-    for number, row, column in itertools.product(range(3), range(side), range(side)):
-        image = images[index[number], 0]
-        x, y, value = column + edge + moved[number, 0].item(), row + edge + moved[number, 1].item(), 0
-        for near_x, near_y in itertools.product((math.floor(x), math.floor(x) + 1), (math.floor(y), math.floor(y) + 1)):
-            if 0 <= near_x < 28 and 0 <= near_y < 28:  # there is nothing outside
-                value += (1 - abs(x - near_x)) * (1 - abs(y - near_y)) * image[near_y, near_x].item()
-        assert shifted[number, 0, row, column].item() == pytest.approx(value, abs=0.5)
+    shifted = augment(images, index)
+    for number, (right, down) in enumerate(moves.tolist()):
+        rows = [reflected(row + down, 27) for row in range(28)]
+        columns = [reflected(column + right, 27) for column in range(28)]
+        assert torch.equal(shifted[number, 0], images[index[number], 0][rows][:, columns])
+
+def reflected(place, last):
+    return -place if place < 0 else 2 * last - place if place > last else place
 
 def test_augment():
     """Two ramps show where each pixel is taken from; there, a slow look-up takes it too."""
