@@ -1,13 +1,13 @@
-"""Fashion-MNIST to 94 % in 5 epochs: @FN@ % mean of 12 runs, @FT@ s a run on two CPU cores
+"""Fashion-MNIST to 94 % in 5 epochs: 94.13 ± 0.09 % mean of 12 runs, 74 s a run on two CPU cores in bfloat16
 (records/2026-11-25_fashion_fast_cpu). On a GPU: not yet measured.
 
     python fashion_fast.py run.runs=2                  the defaults, two runs
     python fashion_fast.py opt.epochs=9 run.runs=2     any value of hyp, by its dotted name
     python fashion_fast.py data.name=pets              your own pictures: data/pets/train/cat/*, ...
-Recipes, by their test accuracy (@FP@ % is the first one's without test-time augmentation):
-    @FN@ %, n = 12, @FT@ s on two cores     the defaults
+Recipes, by their test accuracy (93.72 % is the first one's without test-time augmentation):
+    94.13 %, n = 12, 74 s on two cores     the defaults in bfloat16
     94.92 %, n = 2, not timed              opt.epochs=12 aug.shift=1 aug.cutout=8 "net.widths=(64,128,256)"
-    MNIST: @A997@ %, n = 10                data.name=MNIST aug.flip=False aug.shift=1
+    99.66 %, n = 6, MNIST                  data.name=MNIST aug.flip=False aug.shift=1
 """
 # /// script
 # requires-python = ">=3.10"

@@ -1,6 +1,6 @@
 """PFLOP of runs of cifar_fast.py: python count.py, beside the script, with CIFAR10.pt in data.
 
-A run is counted on a fiftieth of the training and test images, times fifty. Steps see full batches either way, so that only the
+A run is counted on a fiftieth of the training and test images, times fifty. Steps see full batches either way, so only the
 number of steps counts."""
 import runpy
 
