@@ -6,7 +6,7 @@ stage takes 7.8 s in turn on the same cores (records/2026-11-25_mnist_fast_cpu).
     python mnist_fast.py data.name=pets net.crop=28    your own pictures: data/pets/train/cat/*, ...
 Recipes, by their test accuracy (98.90 % is the first one's without test-time augmentation):
     99.06 %, n = 100, 0.53 s on two cores    the defaults
-    @A995S@ %, n = 30, 6.4 s on two cores     run.dtype=bfloat16 opt.epochs=1.2 opt.lr=0.15 aug.shift=1 net.crop=24
+    @A995S@ %, n = 30, 6.4 s on two cores     run.dtype=bfloat16 opt.epochs=1.5 opt.lr=0.15 aug.shift=1 net.crop=24
                                             "net.widths=(32,64,128)"
     99.66 %, n = 6                         fashion_fast.py data.name=MNIST aug.flip=False aug.shift=1
 """
