@@ -1,4 +1,4 @@
-"""Fashion-MNIST to 94 % in 5 epochs: 94.13 ± 0.09 % mean of 12 runs, 74 s a run on two CPU cores in bfloat16
+"""Fashion-MNIST to 94 % in 5 epochs: 94.13 % mean of 12 runs, 74 s a run on two CPU cores in bfloat16
 (records/2026-11-25_fashion_fast_cpu). On a GPU: not yet measured.
 
     python fashion_fast.py run.runs=2                  the defaults, two runs
