@@ -88,7 +88,7 @@ def augment(images, index):
     rows = reflect(torch.arange(height, device=device) + down, height - 1)  # int64 [n, H]
     columns = reflect(torch.arange(width, device=device) + right, width - 1)  # int64 [n, W]
     batch = images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [n, H, W, C]
-    return batch.permute(0, 3, 1, 2)
+    return batch.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(device))
 
 def crop(images):
     """The middle that the network sees, net.crop pixels square; all of images that are not square. A view."""
