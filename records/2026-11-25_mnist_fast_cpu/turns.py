@@ -24,7 +24,6 @@ programs['new float32'], data = program(f'{new}/mnist_fast.py', None)
 programs['new bfloat16'], _ = program(f'{new}/mnist_fast.py', half)
 programs['before float32'], _ = program(f'{old}/mnist_fast.py', None)
 programs['before bfloat16'], _ = program(f'{old}/mnist_fast.py', half)
-stage8 = load.__globals__
 spec = importlib.util.spec_from_file_location('stage8', 'stage8.py'); module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
 def prepared(part):
     return (part['images'].float() / 255 - 0.1307) / 0.3081, part['labels']
