@@ -59,7 +59,7 @@ hyp = {
             'weight_decay': within(0.004, 0, 1),  # share that the last layer and the biases lose in the first step
             'label_smoothing': within(0.2, 0, 1)},  # share of a label that is spread over all classes
     'ema': {'decay': within(0.8, 0, 0.9999)},     # per step, of the weight average; in a short run worth nothing
-    'tta': {'share': within(0.25, 0, 1)},         # of the test images, the least certain, are seen in six views: +0.9 %
+    'tta': {'share': within(0.25, 0, 1)},         # of the test images, the least certain, are seen in six views: +1 %
     'run': {'runs': within(20, 0),                # each with its own seed; 0 trains nothing and summarises run.log
             'seed': within(0, 0),                 # of the first run; run i has seed + i
             'device': 'auto',                     # cuda, else mps, else cpu; or a torch device

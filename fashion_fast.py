@@ -52,7 +52,7 @@ hyp = {
             'momentum': within(0.6, 0, 1),        # Nesterov's
             'label_smoothing': within(0.1, 0, 1)},  # share of a label that is spread over all classes
     'ema': {'decay': within(0.9, 0, 0.9999)},     # per step, of the weight average; in a short run worth nothing
-    'tta': {'share': within(0.25, 0, 1)},         # of the test images, the least certain, get more views: +0.25 %
+    'tta': {'share': within(0.25, 0, 1)},         # of the test images, the least certain, get more views: +0.4 %
     'run': {'runs': within(20, 0),                # each with its own seed; 0 trains nothing and summarises run.log
             'seed': within(0, 0),                 # of the first run; run i has seed + i
             'device': 'auto',                     # cuda, else mps, else cpu; or a torch device
