@@ -209,16 +209,12 @@ def init_whitening(net, images):
 #############################################
 def parameter_groups(net):
     """What Muon learns and what SGD learns, each as (weight, velocity, peak learning rate)."""
-    filters, others = [], []
-    for weight in net.parameters():
-        if weight.requires_grad:
-            if weight is net.head.weight:
-                others.append((weight, torch.zeros_like(weight), hyp['opt']['head_lr']))
-            elif weight.ndim == 1:
-                others.append((weight, torch.zeros_like(weight), hyp['opt']['bias_lr']))
-            else:
-                filters.append((weight, torch.zeros_like(weight), hyp['opt']['lr']))
-    return filters, others
+    def group(weights, lr):
+        return [(weight, torch.zeros_like(weight), hyp['opt'][lr]) for weight in weights if weight.requires_grad]
+
+    filters = [weight for weight in net.parameters() if weight.ndim > 1 and weight is not net.head.weight]
+    biases = [weight for weight in net.parameters() if weight.ndim == 1]
+    return group(filters, 'lr'), group([net.head.weight], 'head_lr') + group(biases, 'bias_lr')
 
 @torch.no_grad()
 def nesterov(groups, momentum):
@@ -230,25 +226,28 @@ def nesterov(groups, momentum):
     torch._foreach_add_(velocities, gradients)
     return weights, torch._foreach_add(gradients, velocities, alpha=momentum), lrs
 
+def unpadded(batch, filters):
+    """Views of a batch of matrices [k, m, n] in the shapes of k filters, whose m rows can be shorter than n."""
+    return [matrix[:, :weight[0].numel()].view(weight.shape) for matrix, weight in zip(batch, filters)]
+
 @torch.no_grad()
 def orthogonalize(changes, dtype):
     """Brings the singular values of each tensor [m, ...], as a matrix of m rows, to about 1, in place, by Newton-Schulz
-    steps in dtype (Jordan, 2024). Tensors of one shape are one batch of matrices."""
+    steps in dtype (Jordan, 2024). Those with equally many rows are one batch of matrices, padded with zeros."""
     a, b, c = 3.4445, -4.7750, 2.0315
     norms = torch._foreach_norm(changes)
     torch._foreach_add_(norms, 1e-7)
     torch._foreach_div_(changes, norms)
-    by_shape = {}
-    for change in changes:
-        by_shape.setdefault(change.shape, []).append(change)
-
-    for shape, group in by_shape.items():
-        x = torch.stack(group).to(dtype, memory_format=torch.contiguous_format).flatten(2)  # [k, m, n]
+    for rows in sorted({len(change) for change in changes}):
+        group = [change for change in changes if len(change) == rows]
+        longest = max(change[0].numel() for change in group)
+        x = torch.zeros(len(group), rows, longest, dtype=dtype, device=group[0].device)
+        torch._foreach_copy_(unpadded(x, group), group)
         for _ in range(3):
             gram = x @ x.mT
             gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b (x x') + c (x x')**2
             x = torch.baddbmm(x, gram, x, beta=a)  # a x + gram x
-        torch._foreach_copy_(group, x.view(-1, *shape).unbind())
+        torch._foreach_copy_(group, unpadded(x, group))
 
 @torch.no_grad()
 def muon(filters, lr_scale, dtype):

@@ -44,7 +44,7 @@ HERE = Path(__file__).resolve().parent
 REAL_DATA = Path(os.environ.get('DATA_DIR', 'data')).resolve()
 SCRIPTS = 'mnist_fast', 'fashion_fast', 'cifar_fast'
 LINE = '# Nothing below depends on the data set'
-RECIPE_LIMITS = {'mnist': 366, 'fashion': 380, 'cifar': 430}  # lines above the line
+RECIPE_LIMITS = {'mnist': 365, 'fashion': 378, 'cifar': 427}  # lines above the line
 MACHINERY_LIMIT = 705  # lines below it
 SYNTHETIC = 'data.name=Synthetic', 'run.device=cpu', 'run.log=log.jsonl'
 SMALL = *SYNTHETIC, 'net.widths=(8,16,16)', 'opt.epochs=2', 'opt.batch_size=250'  # a core trains this in seconds
@@ -939,7 +939,7 @@ def test_sessions_are_unique(folder):
 def test_orthogonalization():
     """The singular vectors stay; the singular values come near 1, whatever the matrix was multiplied by."""
     random = torch.Generator().manual_seed(0)
-    shapes = (32, 256), (64, 512), (32, 256), (10, 64), (32, 256)
+    shapes = (32, 256), (64, 512), (32, 100), (10, 64), (32, 256)
     matrices = [torch.randn(shape, generator=random) for shape in shapes]
     for script in SCRIPTS:
         changes = [scale * x for scale, x in zip((1.0, 1e-4, 1e4, 1e4, 1e-4), matrices)]
