@@ -1,4 +1,4 @@
-"""CIFAR-10 to 94 % in 8 epochs: 94.13 % mean of 9 runs in bfloat16, 0.22 PFLOP a run
+"""CIFAR-10 to 94 % in 8 epochs: 94.12 % mean of 10 runs in bfloat16, 0.22 PFLOP a run
 (records/2026-11-26_cifar_fast_cpu); 739 s on two CPU cores in float32, where airbench94_muon takes 1016 s in turn
 (records/2026-11-24_cifar_fast_cpu). On a GPU: not yet measured.
 
@@ -6,7 +6,7 @@
     python cifar_fast.py opt.epochs=16 run.runs=2      any value of hyp, by its dotted name
     python cifar_fast.py data.name=pets                your own pictures: data/pets/train/cat/*, ...
 Recipes, by their test accuracy:
-    94.13 %, n = 9                   the defaults; in bfloat16, with AMX, a run takes 261 s
+    94.12 %, n = 10                  the defaults; in bfloat16, with AMX, a run takes 261 s
     93.07 %, n = 1                   opt.epochs=4, half the compute
     CIFAR-100, not yet measured      data.name=CIFAR100 opt.epochs=12
 """
