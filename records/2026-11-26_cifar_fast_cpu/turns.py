@@ -1,7 +1,7 @@
 """Seconds of a run of cifar_fast.py and of airbench94_muon.py, from timed steps: python turns.py DATA OURS THEIRS ROUNDS
 
-DATA holds CIFAR10.pt; OURS and THEIRS are the paths of the two scripts. Both run in bfloat16, each
-round in processes of their own, in turn, the C library told to keep freed memory. airbench94_muon is as published, but on
+DATA holds CIFAR10.pt; OURS and THEIRS are the paths of the two scripts. Both run in bfloat16, each round
+in processes of their own, in turn, the C library told to keep freed memory. airbench94_muon is as published, but on
 the CPU, in bfloat16 instead of float16, and without its compiler. Of each kind of step the first two are dropped; a run is
 the sum of what it consists of. A line of JSON for each process.
 """
