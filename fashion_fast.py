@@ -125,7 +125,7 @@ class ConvGroup(nn.Module):
     """Convolutions of 2 x 2 and 3 x 3: float [n, inputs, H, W] -> [n, outputs, (H - 1) // 2, (W - 1) // 2]."""
     def __init__(self, inputs, outputs):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 2, bias=False)  # sees 3 x 3 pixels, with the pooling after it
+        self.conv1 = nn.Conv2d(inputs, outputs, 2, bias=False)  # with the pooling after it, it sees 3 x 3 pixels
         self.norm1 = BatchNorm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = BatchNorm(outputs)
