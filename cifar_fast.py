@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SCRIPT = 'cifar_fast'  # its name in the summary and the log
-STEPS = 400  # of a run with the values below on the set that they are made for
+STEPS = 450  # of a run with the values below on the set that they are made for
 
 #############################################
 #              Hyperparameters              #
@@ -43,9 +43,9 @@ hyp = {
     'aug': {'flip': True,                         # mirrors each image in every other pass; False where sides differ
             'shift': within(2, 0, 8),             # pixels: an image moves by up to this much; 4 for long runs
             'cutout': within(0, 0, 'side')},      # pixels: side of the square that is blanked out; 12 for long runs
-    'net': {'widths': within((64, 256, 256), (1, 1, 1)),  # filters of the three groups; (128, 384, 512) for 96 %
+    'net': {'widths': within((64, 256, 384), (1, 1, 1)),  # filters of the three groups; (128, 384, 512) for long runs
             'depth': within(2, 2)},               # convolutions in a group; from 3 on it has a shortcut
-    'opt': {'epochs': within(8.0, 0, 10_000),     # images learnt from, in multiples of the training images
+    'opt': {'epochs': within(9.0, 0, 10_000),     # images learnt from, in multiples of the training images
             'full_passes': within(2, 1),          # passes over all images; later ones see those that are still hard
             'hard_share': within(0.6, 0, 1),      # share of the images, those with the highest losses, in later passes
             'batch_size': within(1000, 1),        # images that a step learns from
@@ -103,8 +103,12 @@ def augment(images, index, mirrored, size):
         columns = (column >= left) & (column < left + cutout)  # bool [n, W]
         batch = batch.masked_fill((rows[:, :, None] & columns[:, None, :])[..., None], 120)
 
-    batch = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format(device))
-    return batch if size == (height, width) else F.interpolate(batch, size, mode='bilinear')
+    batch = batch.permute(0, 3, 1, 2).float()
+    if size != (height, width):  # bilinear, as matrix products: on a GPU ten times as fast as F.interpolate
+        down = F.interpolate(torch.eye(height, device=device)[None], size[0], mode='linear')[0]  # [height, size[0]]
+        across = F.interpolate(torch.eye(width, device=device)[None], size[1], mode='linear')[0]
+        batch = down.T @ batch @ across
+    return batch.contiguous(memory_format=memory_format(device))
 
 #############################################
 #                  Network                  #
@@ -130,11 +134,12 @@ class BatchNorm(nn.BatchNorm2d):
                             self.momentum, self.eps)
 
 class ConvGroup(nn.Module):
-    """Convolutions of 3 x 3: float [n, inputs, H, W] -> [n, outputs, H // 2, W // 2]."""
+    """Convolutions of 2 x 2 and 3 x 3: float [n, inputs, H, W] -> [n, outputs, (H - 1) // 2, (W - 1) // 2]."""
     def __init__(self, inputs, outputs):
         super().__init__()
-        widths = [inputs] + hyp['net']['depth'] * [outputs]
-        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1, bias=False) for pair in zip(widths, widths[1:]))
+        first = nn.Conv2d(inputs, outputs, 2, bias=False)  # with the pooling after it, it sees 3 x 3 pixels
+        others = [nn.Conv2d(outputs, outputs, 3, padding=1, bias=False) for _ in range(hyp['net']['depth'] - 1)]
+        self.convs = nn.ModuleList([first, *others])
         self.norms = nn.ModuleList(BatchNorm(outputs) for _ in self.convs)
 
     def forward(self, x):
@@ -161,7 +166,7 @@ class Net(nn.Module):
         self.head = nn.Linear(widths[2], classes, bias=False)
 
     def features(self, images, train_whiten=False):
-        """The last feature map large enough to show where the network looks: [n, widths[1], H // 4, W // 4]."""
+        """The last feature map large enough to show where the network looks: [n, widths[1], H // 4 - 1, W // 4 - 1]."""
         bias = self.whiten.bias if train_whiten else self.whiten.bias.detach()
         x = F.gelu(F.conv2d(self.normalize(images), self.whiten.weight, bias))
         return self.group2(self.group1(x))
