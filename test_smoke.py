@@ -1564,9 +1564,11 @@ def test_augment():
             y, x = int(row + down[number]), int(column + right[number])
             y, x = -y if y < 0 else 62 - y if y > 31 else y, -x if x < 0 else 62 - x if x > 31 else x
             assert batch[number, :, row, column].tolist() == image[:, y, x].tolist()
-    torch.manual_seed(0)
-    small = augment(images, index, mirrored, (16, 16))
-    assert torch.allclose(small, F.avg_pool2d(batch, 2), atol=1e-3)
+    for size in (16, 16), (24, 20):
+        torch.manual_seed(0)
+        small = augment(images, index, mirrored, size)
+        assert torch.allclose(small, F.interpolate(batch, size, mode='bilinear'), atol=1e-3)
+    assert torch.allclose(F.interpolate(batch, (16, 16), mode='bilinear'), F.avg_pool2d(batch, 2), atol=1e-3)
 
 def test_cutout(monkeypatch):
     """Each image loses one square, whole, at any place, to grey."""
@@ -1823,8 +1825,8 @@ def test_readme_counts_the_compute(folder):
     shutil.copy(HERE / 'cifar_fast.py', folder)
     small = 'net.widths=(8,8,16)', 'opt.epochs=1e-5', 'opt.batch_size=1000', 'tta.share=1e-5'
     out, _ = finish(start(folder, 'data.name=Synthetic', *small, script=folder / 'count.py'))
-    whiten, first = 2 * 12 * 24 * 31**2, 2 * 9 * 24 * 8 * 31**2
-    rest = 2 * 9 * (8 * 8 * 15**2 * 2 + 8 * 8 * 7**2 + 8 * 16 * 7**2 + 16 * 16 * 3**2) + 2 * 16 * 10
+    whiten, first = 2 * 12 * 24 * 31**2, 2 * 4 * 24 * 8 * 30**2
+    rest = 2 * 4 * (8 * 8 * 14**2 + 8 * 16 * 6**2) + 2 * 9 * (8 * 8 * 15**2 + 8 * 8 * 7**2 + 16 * 16 * 3**2) + 2 * 16 * 10
     expected = (1000 + 2000 + 6) * (whiten + first + rest) + 1000 * (first + 2 * rest)
     expected += 2 * 12 * 12 * 31**2 * 1000  # the patches' moments
     assert float(out.splitlines()[-1].split()[0]) * 1e15 == pytest.approx(expected, rel=0.02)
