@@ -34,7 +34,7 @@ for name, (pflop, acc, offset) in PUBLISHED.items():
     axes.annotate(name, (pflop, acc), xytext=offset, textcoords='offset points', fontsize=8)
 
 axes.set_xscale('log')
-axes.set_xlim(0.02, 60)
+axes.set_xlim(0.016, 60)
 axes.set_ylim(top=96.7)
 axes.set_xticks([0.1, 1, 10], ['0.1', '1', '10'])
 axes.set_xlabel('compute of a run, PFLOP (training and test)')
