@@ -52,7 +52,7 @@ hyp = {
             'bias_lr': within(3e-4, 0),           # of the biases, for the same sum
             'momentum': within(0.6, 0, 1),        # Nesterov's
             'warmup': within(0.2, 0, 0.99),       # share of the steps in which the rates rise, before they fall to 0
-            'label_smoothing': within(0.1, 0, 1)},  # share of a label that is spread over all classes: +0.08 %
+            'label_smoothing': within(0.1, 0, 1)},  # share of a label that is spread over all classes: +0.1 %
     'ema': {'decay': within(0.7, 0, 0.9999)},     # per step, of the weight average; in a short run worth nothing
     'tta': {'share': within(0.1, 0, 1)},          # of the test images, the least certain, are seen five times: +0.16 %
     'run': {'runs': within(20, 0),                # each with its own seed; 0 trains nothing and summarises run.log

@@ -11,8 +11,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 BASE = {
     'mnist': ['run.runs=100'],
-    'fashion': ['opt.epochs=2', 'run.dtype=bfloat16', 'run.runs=5'],
-    'cifar': ['opt.epochs=2.2', 'opt.full_passes=1', 'net.widths=(32,64,64)', 'run.dtype=bfloat16', 'run.runs=5'],
+    'fashion': ['opt.epochs=2', 'run.dtype=bfloat16', 'run.runs=4'],
+    'cifar': ['opt.epochs=2.2', 'opt.full_passes=1', 'net.widths=(32,64,64)', 'run.dtype=bfloat16', 'run.runs=4'],
 }
 ORTHOGONAL = '    orthogonalize(changes, dtype)\n'
 ADAM = '''    for weight, change in zip(weights, changes):
@@ -23,6 +23,8 @@ ADAM = '''    for weight, change in zip(weights, changes):
         first, second = state['first'] / (1 - 0.7**state['steps']), state['second'] / (1 - 0.9**state['steps'])
         change.copy_(first / (second.sqrt() + 1e-8))
 '''
+ADAM_PARTS = [(ORTHOGONAL, ADAM), ('STEPS = ', 'ADAM = {}\nSTEPS = '),
+              ('        torch.manual_seed(seed)\n', '        torch.manual_seed(seed)\n        ADAM.clear()\n')]
 LENGTHS = '''
     torch._foreach_div_(weights, torch._foreach_norm(weights))
     torch._foreach_mul_(weights, [len(weight)**0.5 for weight in weights])
@@ -33,7 +35,7 @@ FIXED = '        self.whiten.weight.requires_grad = False\n'
 ROWS = {
     'mnist': {
         'default': ([], []),
-        'all_images': (['opt.candidates=1'], []),
+        'all_images': (['opt.candidates=1', 'opt.epochs=0.9'], []),  # as many images are drawn
         'first_layer_learns': ([], [('hyp[\'opt\'][\'candidates\'], False)', 'hyp[\'opt\'][\'candidates\'], True)')]),
         'select_after_0': (['opt.select_after=0'], []),
         'no_whitening': ([], [('    net.conv1.weight[:len(filters)] = filters.to(images.device)\n', '')]),
@@ -42,10 +44,9 @@ ROWS = {
         'no_crop': (['net.crop=28'], []),
         'contiguous': ([], [('return torch.contiguous_format if device.type == \'mps\' else torch.channels_last',
                              'return torch.contiguous_format')]),
-        **{f'adam_{lr}': ([f'opt.lr={lr}'], [(ORTHOGONAL, ADAM), ('STEPS = ', 'ADAM = {}\nSTEPS = '),
-                                             ('        torch.manual_seed(seed)\n',
-                                              '        torch.manual_seed(seed)\n        ADAM.clear()\n')])
-           for lr in (0.003, 0.006, 0.01, 0.015)},
+        'adam': (['opt.lr=0.025'], ADAM_PARTS),
+        **{f'adam_{lr}': ([f'opt.lr={lr}'], ADAM_PARTS)
+           for lr in (0.003, 0.006, 0.01, 0.015, 0.025, 0.04, 0.06)},  # held out, to choose a rate
     },
     'fashion': {
         'default': ([], []),
@@ -64,7 +65,9 @@ ROWS = {
         'all_images': (['opt.hard_share=1'], []),
         'full_size': (['opt.small_size=32'], []),
         'no_whitening': ([], [(WHITEN, ''), (FIXED, '')]),
-        'sgd': (['opt.lr=0.0007'], [(ORTHOGONAL, '')]),
+        **{f'sgd_{lr}': ([f'opt.lr={lr}'], [(ORTHOGONAL, '')])
+           for lr in (0.0004, 0.0007, 0.0014, 0.0028, 0.0056)},  # held out, to choose a rate
+        'sgd': (['opt.lr=0.0028'], [(ORTHOGONAL, '')]),
         'free_lengths': ([], [(LENGTHS, '')]),
         'random_filters': ([], [('        conv.weight[:passed] = 0\n', ''),
                                 ('        conv.weight[:passed, :passed, 1, 1].fill_diagonal_(1)\n', '        pass\n')]),
@@ -86,7 +89,7 @@ for row in wanted or rows:
     for old, new in replacements:
         assert source.count(old) == 1, (row, old, source.count(old))
         source = source.replace(old, new)
-    start = ['run.holdout=10000'] if row.startswith('adam') and not wanted else ['run.seed=1000']
+    start = ['run.holdout=10000'] if row.startswith(('adam_', 'sgd_')) else ['run.seed=1000']
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f'{name}_fast.py'
         path.write_text(source, encoding='utf-8')
