@@ -1826,7 +1826,8 @@ def test_readme_counts_the_compute(folder):
     small = 'net.widths=(8,8,16)', 'opt.epochs=1e-5', 'opt.batch_size=1000', 'tta.share=1e-5'
     out, _ = finish(start(folder, 'data.name=Synthetic', *small, script=folder / 'count.py'))
     whiten, first = 2 * 12 * 24 * 31**2, 2 * 4 * 24 * 8 * 30**2
-    rest = 2 * 4 * (8 * 8 * 14**2 + 8 * 16 * 6**2) + 2 * 9 * (8 * 8 * 15**2 + 8 * 8 * 7**2 + 16 * 16 * 3**2) + 2 * 16 * 10
+    rest = 2 * 4 * (8 * 8 * 14**2 + 8 * 16 * 6**2) + 2 * 9 * (8 * 8 * 15**2 + 8 * 8 * 7**2 + 16 * 16 * 3**2)
+    rest += 2 * 16 * 10  # the last layer
     expected = (1000 + 2000 + 6) * (whiten + first + rest) + 1000 * (first + 2 * rest)
     expected += 2 * 12 * 12 * 31**2 * 1000  # the patches' moments
     assert float(out.splitlines()[-1].split()[0]) * 1e15 == pytest.approx(expected, rel=0.02)
