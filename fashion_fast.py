@@ -101,16 +101,6 @@ def augment(images, index):
 #############################################
 #                  Network                  #
 #############################################
-class Normalize(nn.Module):
-    """Pixels, uint8 or float [n, C, H, W] -> float32, with mean 0 and deviation 1 in each channel over all images."""
-    def __init__(self, channels):
-        super().__init__()
-        self.register_buffer('mean', torch.zeros(1, channels, 1, 1))
-        self.register_buffer('std', torch.ones(1, channels, 1, 1))
-
-    def forward(self, images):
-        return (images.float() - self.mean) / self.std
-
 class BatchNorm(nn.BatchNorm2d):
     """Its scales stay 1 (Page, 2019); it does not count batches, which costs a launch."""
     def __init__(self, channels):
@@ -140,7 +130,8 @@ class Net(nn.Module):
     def __init__(self, classes):
         super().__init__()
         channels, widths = hyp['data']['shape'][0], hyp['net']['widths']
-        self.normalize = Normalize(channels)
+        self.register_buffer('mean', torch.zeros(1, channels, 1, 1))  # of the training images, in each channel
+        self.register_buffer('std', torch.ones(1, channels, 1, 1))
         self.whiten = nn.Conv2d(channels, 8 * channels, 2, bias=False)  # both signs of each direction of a 2 x 2 patch
         self.whiten.weight.requires_grad = False
         self.group1 = ConvGroup(8 * channels, widths[0])
@@ -150,7 +141,8 @@ class Net(nn.Module):
 
     def features(self, images):
         """The last feature map large enough to show where the network looks: [n, widths[1], H // 4 - 1, W // 4 - 1]."""
-        x = F.relu(self.whiten(self.normalize(images)), inplace=True)
+        x = (images.float() - self.mean) / self.std
+        x = F.relu(self.whiten(x), inplace=True)
         return self.group2(self.group1(x))
 
     def classify(self, features):
@@ -171,10 +163,10 @@ def init_weights(net):
 def init_whitening(net, images):
     """From images [n, C, H, W], in place: the normalisation, and first filters that whiten patches (Page, 2019)."""
     images = images.float()
-    net.normalize.mean.copy_(images.mean((0, 2, 3), keepdim=True))
-    net.normalize.std.copy_(images.std((0, 2, 3), keepdim=True).clamp(min=1e-3))
+    net.mean.copy_(images.mean((0, 2, 3), keepdim=True))
+    net.std.copy_(images.std((0, 2, 3), keepdim=True).clamp(min=1e-3))
 
-    patches = net.normalize(images).unfold(2, 2, 1).unfold(3, 2, 1)  # [n, C, H - 1, W - 1, 2, 2]
+    patches = ((images - net.mean) / net.std).unfold(2, 2, 1).unfold(3, 2, 1)  # [n, C, H - 1, W - 1, 2, 2]
     patches = patches.permute(1, 4, 5, 0, 2, 3).reshape(net.whiten.weight[0].numel(), -1)
     covariance = patches @ patches.T / patches.shape[1]
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance.cpu())
@@ -189,23 +181,12 @@ def init_whitening(net, images):
 #                 Optimizer                 #
 #############################################
 def parameter_groups(net):
-    """What Muon learns and what SGD learns, each as (weight, velocity, peak learning rate)."""
-    def group(weights, lr):
-        return [(weight, torch.zeros_like(weight), hyp['opt'][lr]) for weight in weights if weight.requires_grad]
-
+    """Of each weight that learns, filters first: (weight, velocity, peak learning rate, whether it is filters)."""
     filters = [weight for weight in net.parameters() if weight.ndim > 1 and weight is not net.head.weight]
     biases = [weight for weight in net.parameters() if weight.ndim == 1]
-    return group(filters, 'lr'), group([net.head.weight], 'head_lr') + group(biases, 'bias_lr')
-
-@torch.no_grad()
-def nesterov(groups, momentum):
-    """Nesterov momentum, for all weights in a launch each line (torch._foreach). From (weight, velocity, peak learning
-    rate) triples -> lists of the weights that have a gradient, of their changes, and of their rates."""
-    weights, velocities, lrs = zip(*[group for group in groups if group[0].grad is not None])
-    gradients = [weight.grad for weight in weights]
-    torch._foreach_mul_(velocities, momentum)
-    torch._foreach_add_(velocities, gradients)
-    return weights, torch._foreach_add(gradients, velocities, alpha=momentum), lrs
+    kinds = [(filters, 'lr'), ([net.head.weight], 'head_lr'), (biases, 'bias_lr')]
+    return [(weight, torch.zeros_like(weight), hyp['opt'][lr], lr == 'lr')
+            for weights, lr in kinds for weight in weights if weight.requires_grad]
 
 def unpadded(batch, filters):
     """Views of a batch of matrices [k, m, n] in the shapes of k filters, whose m rows can be shorter than n."""
@@ -231,24 +212,25 @@ def orthogonalize(changes, dtype):
         torch._foreach_copy_(group, unpadded(x, group))
 
 @torch.no_grad()
-def muon(filters, lr_scale, dtype):
-    """One step of Muon (Jordan, 2024), in place: a row for each filter. Rows keep a mean length of 1. lr_scale, float32
-    []: share of the peak rates. dtype: of the Newton-Schulz steps."""
-    weights, changes, lrs = nesterov(filters, hyp['opt']['momentum'])
-    orthogonalize(changes, dtype)
+def update(groups, lr_scale, dtype):
+    """One step, in place: Nesterov momentum, made orthogonal for filters, which is Muon (Jordan, 2024).
+    torch._foreach takes all weights in one launch. groups: from parameter_groups; those without a gradient stay as they
+    are. lr_scale, float32 []: share of the peak learning rates. dtype: of the Newton-Schulz steps."""
+    groups = [group for group in groups if group[0].grad is not None]
+    weights, velocities, lrs, are_filters = zip(*groups)
+    count = sum(are_filters)  # of the filters, which come first
+    gradients = [weight.grad for weight in weights]
+
+    torch._foreach_mul_(velocities, hyp['opt']['momentum'])
+    torch._foreach_add_(velocities, gradients)
+    changes = torch._foreach_add(gradients, velocities, alpha=hyp['opt']['momentum'])
+    orthogonalize(changes[:count], dtype)
     torch._foreach_mul_(changes, lrs)
     torch._foreach_mul_(changes, lr_scale)
 
-    torch._foreach_div_(weights, torch._foreach_norm(weights))
-    torch._foreach_mul_(weights, [len(weight)**0.5 for weight in weights])
-    torch._foreach_sub_(weights, changes)
-
-@torch.no_grad()
-def sgd(others, lr_scale):
-    """One step of SGD with Nesterov momentum, in place. lr_scale: as for muon."""
-    weights, changes, lrs = nesterov(others, hyp['opt']['momentum'])
-    torch._foreach_mul_(changes, lrs)
-    torch._foreach_mul_(changes, lr_scale)
+    # Filters keep a mean length of 1, as their rate is relative to it.
+    torch._foreach_div_(weights[:count], torch._foreach_norm(weights[:count]))
+    torch._foreach_mul_(weights[:count], [len(weight)**0.5 for weight in weights[:count]])
     torch._foreach_sub_(weights, changes)
 
 #############################################
@@ -269,10 +251,9 @@ def make_state(net, data, dtype):
     """What the steps share. Tensors keep their place on the device, as a CUDA graph reads and writes them there."""
     device, n = data['train']['images'].device, len(data['train']['images'])
     [(candidates, steps)] = plan(n)
-    filters, others = parameter_groups(net)
     weights = [weight for weight in net.state_dict().values() if weight.is_floating_point()]
     return types.SimpleNamespace(
-        batch_size=min(hyp['opt']['batch_size'], n), candidates=candidates, filters=filters, others=others,
+        batch_size=min(hyp['opt']['batch_size'], n), candidates=candidates, groups=parameter_groups(net),
         weights=weights, average=[torch.zeros_like(weight) for weight in weights],
         dtype=dtype or torch.float32,
         autocast=torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False),  # keeps no cast of no_grad
@@ -305,8 +286,7 @@ def train_step(net, state, data):
     state.last_losses[index] = F.cross_entropy(logits.detach(), labels[index], reduction='none')
 
     lr_scale = state.lr_scale[state.step_index].squeeze()
-    muon(state.filters, lr_scale, state.dtype)
-    sgd(state.others, lr_scale)
+    update(state.groups, lr_scale, state.dtype)
     torch._foreach_lerp_(state.average, state.weights, 1 - hyp['ema']['decay'])
 
     state.losses[state.step_index] = loss.detach() / len(index)
@@ -361,7 +341,7 @@ def build(data, device, dtype):
         torch.manual_seed(seed)
         init_weights(net)
         init_whitening(net, images[::max(1, len(images) // 1000)])
-        torch._foreach_zero_([velocity for _, velocity, _ in state.filters + state.others] + [state.step_index])
+        torch._foreach_zero_([velocity for _, velocity, *_ in state.groups] + [state.step_index])
         torch._foreach_copy_(state.average, state.weights)
         state.last_losses.fill_(math.inf)  # until an image has been seen
 

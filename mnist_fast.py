@@ -103,36 +103,28 @@ def crop(images):
 #############################################
 #                  Network                  #
 #############################################
-class Normalize(nn.Module):
-    """Pixels, uint8 or float [n, C, H, W] -> float32, with mean 0 and deviation 1 in each channel over all images."""
-    def __init__(self, channels):
-        super().__init__()
-        self.register_buffer('mean', torch.zeros(1, channels, 1, 1))
-        self.register_buffer('std', torch.ones(1, channels, 1, 1))
-
-    def forward(self, images):
-        return (images.float() - self.mean) / self.std
-
 class Net(nn.Module):
     """Pixels, uint8 or float [n, C, H, W] -> logits [n, classes]. Strides instead of pooling, and no BatchNorm."""
     def __init__(self, classes):
         super().__init__()
         widths = hyp['net']['widths']
-        height, width = crop(torch.empty(1, *hyp['data']['shape'])).shape[2:]
-        self.normalize = Normalize(hyp['data']['shape'][0])
-        self.conv1 = nn.Conv2d(hyp['data']['shape'][0], widths[0], 4, stride=2)
+        _, channels, height, width = crop(torch.empty(1, *hyp['data']['shape'])).shape
+        self.register_buffer('mean', torch.zeros(1, channels, 1, 1))  # of the training images, in each channel
+        self.register_buffer('std', torch.ones(1, channels, 1, 1))
+        self.conv1 = nn.Conv2d(channels, widths[0], 4, stride=2)
         self.conv2 = nn.Conv2d(widths[0], widths[1], 3, stride=2)
         self.hidden = nn.Linear(widths[1] * (height // 4 - 1) * (width // 4 - 1), widths[2])
         self.head = nn.Linear(widths[2], classes)
 
     def features(self, images):
         """The last feature map large enough to show where the network looks: [n, widths[0], H // 2 - 1, W // 2 - 1]."""
-        x = self.normalize(crop(images))
+        x = (crop(images).float() - self.mean) / self.std
         return F.relu(self.conv1(x), inplace=True)
 
     def classify(self, features):
         x = F.relu(self.conv2(features), inplace=True)
-        x = F.relu(self.hidden(x.flatten(1)), inplace=True)
+        x = x.permute(0, 2, 3, 1).flatten(1)  # in the order in which channels_last keeps them: no copy
+        x = F.relu(self.hidden(x), inplace=True)
         return self.head(x)
 
     def forward(self, images):
@@ -150,10 +142,10 @@ def init_weights(net):
 def init_whitening(net, images):
     """From images [n, C, H, W], in place: the normalisation, and first filters that whiten patches (Page, 2019)."""
     images = crop(images).float()
-    net.normalize.mean.copy_(images.mean((0, 2, 3), keepdim=True))
-    net.normalize.std.copy_(images.std((0, 2, 3), keepdim=True).clamp(min=1e-3))
+    net.mean.copy_(images.mean((0, 2, 3), keepdim=True))
+    net.std.copy_(images.std((0, 2, 3), keepdim=True).clamp(min=1e-3))
 
-    patches = net.normalize(images).unfold(2, 4, 2).unfold(3, 4, 2)  # [n, C, h, w, 4, 4]
+    patches = ((images - net.mean) / net.std).unfold(2, 4, 2).unfold(3, 4, 2)  # [n, C, h, w, 4, 4]
     patches = patches.permute(1, 4, 5, 0, 2, 3).reshape(net.conv1.weight[0].numel(), -1)
     covariance = patches @ patches.T / patches.shape[1]
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance.cpu())  # in ascending order
@@ -165,23 +157,12 @@ def init_whitening(net, images):
 #                 Optimizer                 #
 #############################################
 def parameter_groups(net):
-    """What Muon learns and what SGD learns, each as (weight, velocity, peak learning rate)."""
-    def group(weights, lr):
-        return [(weight, torch.zeros_like(weight), hyp['opt'][lr]) for weight in weights if weight.requires_grad]
-
+    """Of each weight that learns, filters first: (weight, velocity, peak learning rate, whether it is filters)."""
     filters = [weight for weight in net.parameters() if weight.ndim > 1 and weight is not net.head.weight]
     biases = [weight for weight in net.parameters() if weight.ndim == 1]
-    return group(filters, 'lr'), group([net.head.weight], 'head_lr') + group(biases, 'bias_lr')
-
-@torch.no_grad()
-def nesterov(groups, momentum):
-    """Nesterov momentum, for all weights in a launch each line (torch._foreach). From (weight, velocity, peak learning
-    rate) triples -> lists of the weights that have a gradient, of their changes, and of their rates."""
-    weights, velocities, lrs = zip(*[group for group in groups if group[0].grad is not None])
-    gradients = [weight.grad for weight in weights]
-    torch._foreach_mul_(velocities, momentum)
-    torch._foreach_add_(velocities, gradients)
-    return weights, torch._foreach_add(gradients, velocities, alpha=momentum), lrs
+    kinds = [(filters, 'lr'), ([net.head.weight], 'head_lr'), (biases, 'bias_lr')]
+    return [(weight, torch.zeros_like(weight), hyp['opt'][lr], lr == 'lr')
+            for weights, lr in kinds for weight in weights if weight.requires_grad]
 
 def unpadded(batch, filters):
     """Views of a batch of matrices [k, m, n] in the shapes of k filters, whose m rows can be shorter than n."""
@@ -207,19 +188,19 @@ def orthogonalize(changes, dtype):
         torch._foreach_copy_(group, unpadded(x, group))
 
 @torch.no_grad()
-def muon(filters, lr_scale, dtype):
-    """One step of Muon (Jordan, 2024), in place: a row for each filter. lr_scale, float32 []: share of the peak rates.
-    dtype: of the Newton-Schulz steps."""
-    weights, changes, lrs = nesterov(filters, hyp['opt']['momentum'])
-    orthogonalize(changes, dtype)
-    torch._foreach_mul_(changes, lrs)
-    torch._foreach_mul_(changes, lr_scale)
-    torch._foreach_sub_(weights, changes)
+def update(groups, lr_scale, dtype):
+    """One step, in place: Nesterov momentum, made orthogonal for filters, which is Muon (Jordan, 2024).
+    torch._foreach takes all weights in one launch. groups: from parameter_groups; those without a gradient stay as they
+    are. lr_scale, float32 []: share of the peak learning rates. dtype: of the Newton-Schulz steps."""
+    groups = [group for group in groups if group[0].grad is not None]
+    weights, velocities, lrs, are_filters = zip(*groups)
+    count = sum(are_filters)  # of the filters, which come first
+    gradients = [weight.grad for weight in weights]
 
-@torch.no_grad()
-def sgd(others, lr_scale):
-    """One step of SGD with Nesterov momentum, in place. lr_scale: as for muon."""
-    weights, changes, lrs = nesterov(others, hyp['opt']['momentum'])
+    torch._foreach_mul_(velocities, hyp['opt']['momentum'])
+    torch._foreach_add_(velocities, gradients)
+    changes = torch._foreach_add(gradients, velocities, alpha=hyp['opt']['momentum'])
+    orthogonalize(changes[:count], dtype)
     torch._foreach_mul_(changes, lrs)
     torch._foreach_mul_(changes, lr_scale)
     torch._foreach_sub_(weights, changes)
@@ -246,10 +227,9 @@ def make_state(net, data, dtype):
     steps = first_steps + later_steps
     drawn = batch_size * max(candidates, first_steps + candidates * later_steps)  # images in all
     share = (torch.arange(steps) + 0.5) / steps
-    filters, others = parameter_groups(net)
+    weights = list(net.state_dict().values())
     return types.SimpleNamespace(
-        filters=filters, others=others,
-        weights=list(net.parameters()), average=[torch.zeros_like(weight) for weight in net.parameters()],
+        groups=parameter_groups(net), weights=weights, average=[torch.zeros_like(weight) for weight in weights],
         dtype=dtype or torch.float32,
         autocast=torch.autocast(device.type, dtype, dtype is not None, cache_enabled=False),  # keeps no cast of no_grad
         lr_scale=torch.minimum(share / max(warmup, 1e-9), (1 - share) / (1 - warmup)).to(device),  # a triangle
@@ -291,10 +271,8 @@ def train_step(net, state, data, batches, train_conv1):
     loss.backward()  # of the sum, as the mean's gradients get lost in float16
 
     lr_scale = state.lr_scale[state.step_index].squeeze()
-    muon(state.filters, lr_scale, state.dtype)
-    sgd(state.others, lr_scale)
-    with torch.no_grad():
-        torch._foreach_lerp_(state.average, state.weights, 1 - hyp['ema']['decay'])
+    update(state.groups, lr_scale, state.dtype)
+    torch._foreach_lerp_(state.average, state.weights, 1 - hyp['ema']['decay'])
 
     state.losses[state.step_index] = loss.detach() / batch_size
     state.position.add_(batches * batch_size)
@@ -343,7 +321,7 @@ def build(data, device, dtype):
         torch.manual_seed(seed)
         init_weights(net)
         init_whitening(net, images[::max(1, len(images) // 1000)])
-        velocities = [velocity for _, velocity, _ in state.filters + state.others]
+        velocities = [velocity for _, velocity, *_ in state.groups]
         torch._foreach_zero_([*velocities, state.position, state.step_index])
         torch._foreach_copy_(state.average, state.weights)
         epochs = math.ceil(len(state.order) / len(images))
