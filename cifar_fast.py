@@ -237,7 +237,7 @@ def orthogonalize(changes, dtype):
 @torch.no_grad()
 def update(groups, lr_scale, dtype):
     """One step, in place: Nesterov momentum, made orthogonal for filters, which is Muon (Jordan, 2024); weight decay
-    for the rest. torch._foreach takes all weights in one launch. groups: from parameter_groups; those without a gradient
+    for the rest. torch._foreach takes all weights in one launch. groups: from parameter_groups; those without gradient
     stay as they are. lr_scale, float32 []: share of the peak learning rates. dtype: of the Newton-Schulz steps."""
     groups = [group for group in groups if group[0].grad is not None]
     weights, velocities, lrs, are_filters = zip(*groups)
