@@ -1,12 +1,12 @@
-"""MNIST to 99 % in 88 steps: 99.06 % mean of 100 runs. A run takes 0.53 s on two CPU cores, where train_mnist_fast's
-last stage takes 7.8 s in turn (records/2026-11-25_mnist_fast_cpu). On an NVIDIA H200 it takes 0.040 s, and that stage
+"""MNIST to 99 % in 88 steps: 99.06 % mean of 100 runs. A run takes 0.55 s on two CPU cores, where train_mnist_fast's
+last stage takes 8.6 s in turn (records/2026-11-26_mnist_fast_cpu). On an NVIDIA H200 it takes 0.040 s, and that stage
 0.40 s (records/2026-11-26_nvidia_h200).
 
     python mnist_fast.py                               the defaults
     python mnist_fast.py opt.epochs=0.6 run.runs=30    any value of hyp, by its dotted name
     python mnist_fast.py data.name=pets net.crop=28    your own pictures: data/pets/train/cat/*, ...
 Recipes, by their test accuracy (98.90 % is the first one's without test-time augmentation):
-    99.06 %, n = 100, 0.53 s on two cores    the defaults
+    99.06 %, n = 100, 0.55 s on two cores    the defaults
     99.53 %, n = 30, 10 s on one core        opt.epochs=1.5 opt.lr=0.15 aug.shift=1 net.crop=24
                                              "net.widths=(32,64,128)" run.dtype=bfloat16
     99.68 %, n = 10                          fashion_fast.py data.name=MNIST aug.flip=False aug.shift=1
