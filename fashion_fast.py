@@ -41,7 +41,7 @@ hyp = {
              'shape': within((1, 28, 28), (1, 16, 16))},  # of an image: channels, height, width
     'aug': {'flip': True,                         # mirrors half of the images, and tests both ways; False for digits
             'shift': within(0, 0, 8),             # pixels: an image moves by up to this much; 1 for long runs
-            'cutout': within(0, 0, 'side')},      # pixels: side of a square of another image; 5 for long runs
+            'cutout': within(0, 0, 'side')},      # pixels: side of the square that is blanked out; 5 for long runs
     'net': {'widths': within((32, 64, 192), (1, 1, 1))},  # filters of the three groups
     'opt': {'epochs': within(4.5, 0, 10_000),     # images learnt from, in multiples of the training images
             'batch_size': within(500, 1),         # images that a step learns from
@@ -74,8 +74,8 @@ def reflect(place, last):
     return torch.minimum(place, 2 * last - place)
 
 def augment(images, index):
-    """A batch: each image moved by up to aug.shift pixels, its edges reflected, mirrored or not, with the pixels of
-    another in a square (DeVries and Taylor, 2017: black): uint8 [N, C, H, W], int64 [n] -> float32 [n, C, H, W]."""
+    """A batch: each image moved by up to aug.shift pixels with its edges reflected, mirrored or not, with a black
+    square of aug.cutout pixels (DeVries and Taylor, 2017): uint8 [N, C, H, W], int64 [n] -> float32 [n, C, H, W]."""
     n, device, shift, cutout = len(index), images.device, hyp['aug']['shift'], hyp['aug']['cutout']
     height, width = images.shape[2:]
     row = torch.arange(height, device=device)
@@ -95,7 +95,7 @@ def augment(images, index):
         left = torch.randint(width + 1 - cutout, (n, 1), device=device)
         rows = (row >= top) & (row < top + cutout)  # bool [n, H]
         columns = (column >= left) & (column < left + cutout)  # bool [n, W]
-        batch = torch.where((rows[:, :, None] & columns[:, None, :])[..., None], batch.roll(1, 0), batch)
+        batch = batch.masked_fill((rows[:, :, None] & columns[:, None, :])[..., None], 0)
     return batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format(device))
 
 #############################################

@@ -1,4 +1,4 @@
-"""Runs mnist_fast.py with one technique taken out at a time, or times it so: python tricks.py runs|times
+"""Runs mnist_fast.py with one technique taken out at a time, or times it so: python tricks.py runs|times [ROW...]
 
 For each row a copy of the script gets the row's replacements, and runs with the row's values. `runs` leaves the logs
 ROW.jsonl, whose headers hold the copy's text: 100 runs on the test set from seed 1000, those of Adam's learning rates on
@@ -31,12 +31,15 @@ ROWS = {
     'no_losses': (['opt.candidates=1'], []),
     'all_images': (['opt.hard_share=1', 'opt.candidates=1', 'opt.epochs=0.6'], []),  # as many images are drawn
     'first_layer_learns': ([], [("hyp['opt']['candidates'], False)", "hyp['opt']['candidates'], True)")]),
+    'select_after_0': (['opt.select_after=0'], []),
     'no_whitening': ([], [('    net.conv1.weight[:len(filters)] = filters.to(images.device)\n', '')]),
     'no_label_smoothing': (['opt.label_smoothing=0'], []),
     'no_average': (['ema.decay=0'], []),
     'no_crop': (['net.crop=28'], []),
-    **{f'adam_{lr}': ([f'opt.lr={lr}'], ADAM_PARTS) for lr in (0.015, 0.025, 0.04)},  # held out, to choose a rate
-    'adam': (['opt.lr=0.025'], ADAM_PARTS),
+    'contiguous': ([], [("return torch.contiguous_format if device.type == 'mps' else torch.channels_last",
+                         'return torch.contiguous_format')]),
+    **{f'adam_{lr}': ([f'opt.lr={lr}'], ADAM_PARTS) for lr in (0.006, 0.01, 0.015, 0.025, 0.04)},  # held out, to choose a rate
+    'adam': (['opt.lr=0.015'], ADAM_PARTS),
 }
 
 def changed(replacements):
@@ -47,7 +50,8 @@ def changed(replacements):
     return source
 
 if sys.argv[1] == 'runs':
-    for row, (values, replacements) in ROWS.items():
+    for row in sys.argv[2:] or ROWS:
+        values, replacements = ROWS[row]
         start = ['run.holdout=10000'] if row.startswith('adam_') else ['run.seed=1000']
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / 'mnist_fast.py'
