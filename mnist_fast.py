@@ -324,7 +324,7 @@ def build(data, device, dtype):
     data: {'train': {'images': uint8 [N, C, H, W], 'labels': int64 [N]}, 'test': the same, 'classes': [str, ...]}.
     device: where these tensors are. dtype: of convolutions and matrix products; None for float32.
     """
-    images = data['train']['images']
+    images, labels = data['train']['images'], data['train']['labels']
     net = Net(len(data['classes'])).to(device, memory_format=memory_format(device))
     state = make_state(net, data, dtype)
     counters = [state.position, state.step_index]
@@ -341,7 +341,7 @@ def build(data, device, dtype):
         velocities = [velocity for _, velocity, *_ in state.groups]
         torch._foreach_zero_([*velocities, state.position, state.step_index])
         torch._foreach_copy_(state.average, state.weights)
-        hard = hard_images(images, data['train']['labels'], state.targets)
+        hard = hard_images(images, labels, state.targets)
         order = [hard[torch.randperm(len(hard), device=device)]]
         while sum(map(len, order)) < len(state.order):
             order.append(torch.randperm(len(images), device=device))
