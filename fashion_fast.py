@@ -42,7 +42,8 @@ hyp = {
     'aug': {'flip': True,                         # mirrors half of the images, and tests both ways; False for digits
             'shift': within(0, 0, 8),             # pixels: an image moves by up to this much; 1 for long runs
             'cutout': within(0, 0, 'side')},      # pixels: side of the square that is blanked out; 5 for long runs
-    'net': {'widths': within((32, 64, 192), (1, 1, 1))},  # filters of the three groups
+    'net': {'scale': within(1.0, 1, 8),           # the network sees images enlarged by this much; 1.43 for long runs
+            'widths': within((32, 64, 192), (1, 1, 1))},  # filters of the three groups
     'opt': {'epochs': within(4.5, 0, 10_000),     # images learnt from, in multiples of the training images
             'batch_size': within(500, 1),         # images that a step learns from
             'candidates': within(2.5, 1),         # batches that a step draws, to learn from images of high losses: +1 %
@@ -129,9 +130,10 @@ class Net(nn.Module):
     """Pixels, uint8 or float [n, C, H, W] -> logits [n, classes]."""
     def __init__(self, classes):
         super().__init__()
-        channels, widths = hyp['data']['shape'][0], hyp['net']['widths']
+        channels, scale, widths = hyp['data']['shape'][0], hyp['net']['scale'], hyp['net']['widths']
         self.register_buffer('mean', torch.zeros(1, channels, 1, 1))  # of the training images, in each channel
         self.register_buffer('std', torch.ones(1, channels, 1, 1))
+        self.enlarge = nn.Identity() if scale == 1 else nn.Upsample(scale_factor=scale, mode='bicubic')
         self.whiten = nn.Conv2d(channels, 8 * channels, 2, bias=False)  # both signs of each direction of a 2 x 2 patch
         self.whiten.weight.requires_grad = False
         self.group1 = ConvGroup(8 * channels, widths[0])
@@ -141,7 +143,7 @@ class Net(nn.Module):
 
     def features(self, images):
         """The last feature map large enough to show where the network looks: [n, widths[1], H // 4 - 1, W // 4 - 1]."""
-        x = (images.float() - self.mean) / self.std
+        x = self.enlarge((images.float() - self.mean) / self.std)
         x = F.relu(self.whiten(x), inplace=True)
         return self.group2(self.group1(x))
 
@@ -166,7 +168,7 @@ def init_whitening(net, images):
     net.mean.copy_(images.mean((0, 2, 3), keepdim=True))
     net.std.copy_(images.std((0, 2, 3), keepdim=True).clamp(min=1e-3))
 
-    patches = ((images - net.mean) / net.std).unfold(2, 2, 1).unfold(3, 2, 1)  # [n, C, H - 1, W - 1, 2, 2]
+    patches = net.enlarge((images - net.mean) / net.std).unfold(2, 2, 1).unfold(3, 2, 1)  # [n, C, H - 1, W - 1, 2, 2]
     patches = patches.permute(1, 4, 5, 0, 2, 3).reshape(net.whiten.weight[0].numel(), -1)
     covariance = patches @ patches.T / patches.shape[1]
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance.cpu())
