@@ -2870,8 +2870,8 @@ def test_enlarged_images():
         seen = []
         net.whiten.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
         assert net.features(images).shape == (500, 64, side // 4 - 1, side // 4 - 1)
-        pixels = F.interpolate((images - net.mean) / net.std, (side, side), mode='bicubic')
-        assert torch.allclose(seen[0], pixels, atol=1e-5)
+        pixels = F.interpolate((images - net.mean) / net.std, scale_factor=scale, mode='bicubic')
+        assert pixels.shape[2:] == (side, side) and torch.allclose(seen[0], pixels, atol=1e-5)
         assert (F.conv2d(pixels, net.whiten.weight).std((0, 2, 3)) - 1).abs().max() < 0.1
 
 @pytest.mark.parametrize('script', ['fashion_fast', 'cifar_fast'])
