@@ -2859,20 +2859,20 @@ def test_saved_network_sees_as_training_did(tmp_path, monkeypatch, capsys):
     values = 'net.widths=(4,4,8)', 'opt.batch_size=20', 'opt.epochs=4', 'data.shape=(3,32,40)'
     check_snippet(tmp_path, monkeypatch, capsys, 'cifar_fast', classes, *values)
 
-def test_enlarged_images():
+@pytest.mark.parametrize('scale, side', [(1.0, 28), (1.43, 40), (2.0, 56)])
+def test_enlarged_images(scale, side):
     """With net.scale, the first filters see and whiten the pixels of a bicubic interpolation; without, the images."""
     images = generated((1, 28, 28))['train']['images'][:500]
-    for scale, side in (1.0, 28), (1.43, 40), (2.0, 56):
-        names = load('fashion_fast', f'net.scale={scale}')
-        net = names['Net'](10)
-        names['init_weights'](net)
-        names['init_whitening'](net, images)
-        seen = []
-        net.whiten.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
-        assert net.features(images).shape == (500, 64, side // 4 - 1, side // 4 - 1)
-        pixels = F.interpolate((images - net.mean) / net.std, scale_factor=scale, mode='bicubic')
-        assert pixels.shape[2:] == (side, side) and torch.allclose(seen[0], pixels, atol=1e-5)
-        assert (F.conv2d(pixels, net.whiten.weight).std((0, 2, 3)) - 1).abs().max() < 0.1
+    names = load('fashion_fast', f'net.scale={scale}')
+    net = names['Net'](10)
+    names['init_weights'](net)
+    names['init_whitening'](net, images)
+    seen = []
+    net.whiten.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs))
+    assert net.features(images).shape == (500, 64, side // 4 - 1, side // 4 - 1)
+    pixels = F.interpolate((images - net.mean) / net.std, scale_factor=scale, mode='bicubic')
+    assert pixels.shape[2:] == (side, side) and torch.allclose(seen[0], pixels, atol=1e-5)
+    assert (F.conv2d(pixels, net.whiten.weight).std((0, 2, 3)) - 1).abs().max() < 0.1
 
 @pytest.mark.parametrize('script', ['fashion_fast', 'cifar_fast'])
 def test_grey_pictures_in_colour(script):
