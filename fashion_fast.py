@@ -271,8 +271,7 @@ def train_step(net, state, data):
 
     On a GPU this runs once, to be captured as a CUDA graph, which then repeats the operations at the same addresses. So
     do not wait for the device (.item(), a mask as index), make each tensor with device=, use no Python number that
-    changes from step to step, and write what is to last into tensors of state, in place.
-    """
+    changes from step to step, and write what is to last into tensors of state, in place."""
     net.zero_grad()
     images, labels = data['train']['images'], data['train']['labels']
     drawn = torch.randint(len(images), (state.candidates,), device=images.device)
@@ -325,8 +324,7 @@ def build(data, device, dtype):
     """What all runs share -> train(seed); the network; preview(), 16 training images as the network sees them.
 
     data: {'train': {'images': uint8 [N, C, H, W], 'labels': int64 [N]}, 'test': the same, 'classes': [str, ...]}.
-    device: where these tensors are. dtype: of convolutions and matrix products; None for float32.
-    """
+    device: where these tensors are. dtype: of convolutions and matrix products; None for float32."""
     torch.backends.cudnn.benchmark = True  # the warm-up picks the fastest kernels
     images = data['train']['images']
     net = Net(len(data['classes'])).to(device, memory_format=memory_format(device))
