@@ -6,8 +6,9 @@ in bfloat16, it takes 1,051 s, and airbench94_muon 1,533 s in turn (records/2026
     python cifar_fast.py opt.epochs=16 run.runs=2      any value of hyp, by its dotted name
     python cifar_fast.py data.name=pets                your own pictures: data/pets/train/cat/*, ...
 Recipes, by their test accuracy:
-    94.14 %, n = 50                  the defaults
-    CIFAR-100, not yet measured      data.name=CIFAR100 opt.epochs=12
+    94.14 %, n = 50                    the defaults
+    94.97 %, n = 2, 85 min on a core   opt.epochs=20 aug.shift=4 opt.hard_share=0.8 "net.widths=(128,384,512)"
+    CIFAR-100, not yet measured        data.name=CIFAR100 opt.epochs=12
 """
 # /// script
 # requires-python = ">=3.10"
@@ -124,7 +125,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 def conv3x3(x, weight):
     """F.conv2d(x, weight, padding=1): float [n, C, H, W], float [outputs, C, 3, 3] -> [n, outputs, H, W]. On a CPU,
-    each pixel of a map of up to 3 x 3 is a matrix product without the padding, which saves 4 % of a run."""
+    each pixel of a map of up to 3 x 3 is a matrix product without the padding, which saves 5 % of a run."""
     height, width = x.shape[2:]
     if x.device.type != 'cpu' or height * width > 9:
         return F.conv2d(x, weight, padding=1)

@@ -1,11 +1,11 @@
-"""Fashion-MNIST to 94 % in 4.5 epochs: 94.18 % mean of 12 runs, 54 s a run on two CPU cores in bfloat16
-(records/2026-11-26_fashion_views_cpu). On a GPU: not yet measured.
+"""Fashion-MNIST to 94 % in 4.5 epochs: 94.18 % mean of 12 runs, 60 s a run on two CPU cores in bfloat16
+(records/2026-11-27_conv3x3_cpu). On a GPU: not yet measured.
 
     python fashion_fast.py run.runs=2                  the defaults, two runs
     python fashion_fast.py opt.epochs=9 run.runs=2     any value of hyp, by its dotted name
     python fashion_fast.py data.name=pets              your own pictures: data/pets/train/cat/*, ...
 Recipes, by their test accuracy (93.67 % is the first one's without test-time augmentation):
-    94.18 %, n = 12, 54 s on two cores     the defaults in bfloat16
+    94.18 %, n = 12, 60 s on two cores     the defaults in bfloat16
     95.15 %, n = 10, 489 s on one core     net.scale=1.43 opt.epochs=10 opt.lr=0.12 aug.shift=1 aug.cutout=5
     95.56 %, n = 2, 4,264 s on one core    the same with opt.epochs=28 aug.cutout=8 "net.widths=(64,128,384)"
     99.68 %, n = 10, MNIST                 data.name=MNIST opt.epochs=5 aug.flip=False aug.shift=1

@@ -24,9 +24,9 @@ for row in csv.DictReader(open('compute.csv')):
 axes.plot([point[0] for point in points], [point[1] for point in points], 'o-', color=OURS,
           label='cifar_fast.py, measured')
 for pflop, acc, n, label in points:
-    last = pflop == points[-1][0]  # its name stands on the other side, to make room for theirs
-    axes.annotate(f'{label}: {acc:.2f} % (n = {n})', (pflop, acc), xytext=(-6, 7) if last else (8, -4),
-                  textcoords='offset points', fontsize=8, ha='right' if last else 'left')
+    left = pflop > 0.15  # these names stand on the other side, to make room for theirs
+    axes.annotate(f'{label}: {acc:.2f} % (n = {n})', (pflop, acc), xytext=(-6, 7) if left else (8, -4),
+                  textcoords='offset points', fontsize=8, ha='right' if left else 'left')
 
 axes.plot([place[0] for place in PUBLISHED.values()], [place[1] for place in PUBLISHED.values()], 's', color=THEIRS,
           fillstyle='none', label='as published by their authors')
