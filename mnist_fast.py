@@ -870,10 +870,10 @@ def output(key):
         if key == 'picture':
             __import__('PIL.ImageFont')  # a library that is missing is found out before training
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        path.open('ab').close()
-        if new:
-            path.unlink()
+        probe = path if path.exists() else path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}')
+        probe.open('ab').close()
+        if probe != path:
+            probe.unlink()  # never path itself: another start may just have written its first line there
     except (OSError, ImportError) as error:
         raise Stop(f'run.{key}={path}: {error}', 1) from error
     return path

@@ -928,6 +928,23 @@ def test_a_damaged_log(finished, folder):
     assert (result['runs'], again['runs']) == (2, 3)
     assert result['acc'] == summary(finished[0])['acc']
 
+def test_a_log_that_two_starts_make_at_once(folder, monkeypatch):
+    """Another start's first lines stay, whatever file has just been opened to see whether the log can be written."""
+    log, opened = folder / 'log.jsonl', Path.open
+
+    def meanwhile(path, *arguments):
+        file = opened(path, *arguments)
+        with opened(log, 'ab') as other:
+            other.write(b'{"other": true}\n')
+        return file
+
+    names = load('mnist_fast', 'run.log=log.jsonl')
+    monkeypatch.setattr(Path, 'open', meanwhile)
+    names['append']({'other': False})
+    monkeypatch.undo()
+    assert [json.loads(line)['other'] for line in log.read_text().splitlines()] == [True, True, False]
+    assert [path.name for path in folder.iterdir() if path.is_file()] == ['log.jsonl']
+
 def test_sessions_are_unique(folder):
     """For two starts at one time, by processes of one number, as in two containers."""
     same = 'import os, time; os.getpid = lambda: 7; time.ctime = lambda: "noon"; time.time = lambda: 1e9'
