@@ -262,12 +262,12 @@ def build(data, device, dtype):
         with autocast:
             logits = net(batch)
         logits = logits.float()  # half precision has too few digits to rank images by their losses
-        losses = F.cross_entropy(logits, labels[index], label_smoothing=opt['label_smoothing'], reduction='none')
-        losses.sum().backward()  # of the sum, as the mean's gradients get lost in float16
-        last_losses[index] = losses.detach()
+        loss = F.cross_entropy(logits, labels[index], label_smoothing=opt['label_smoothing'], reduction='sum')
+        loss.backward()  # of the sum, as the mean's gradients get lost in float16
+        last_losses[index] = F.cross_entropy(logits.detach(), labels[index], reduction='none')
         optimizer.step(lr_scale)
         torch._foreach_lerp_(average, weights, 1 - hyp['ema']['decay'])
-        return losses.detach().mean()
+        return loss.detach() / batch_size
 
     train_step = capture(step, device)
     test = capture(lambda: evaluate(net, data['test'], autocast), device)
