@@ -47,8 +47,8 @@ hyp = {
         'small_size': 24,            # pixels: images are scaled down to this in the first steps
         'small_share': 0.5,          # of the steps have small images, and train the whitening's biases
         'lr': 0.24,                  # of the filters (Muon), which have a mean length of 1
-        'head_lr': 1.8,              # of the last layer (SGD), for the sum of the losses of a batch
-        'bias_lr': 0.13,             # of the biases (SGD), for the same sum
+        'head_lr': 0.67,             # of the last layer (SGD), for the sum of the losses of a batch
+        'bias_lr': 0.05,             # of the biases (SGD), for the same sum
         'momentum': 0.6,
         'label_smoothing': 0.2,
     },

@@ -200,8 +200,8 @@ def evaluate(net, data, autocast):
     probabilities = logits.softmax(1)
     top2 = probabilities.topk(2).values
     uncertain = (top2[:, 1] - top2[:, 0]).topk(math.ceil(hyp['tta']['share'] * len(labels))).indices
-    views = [images[uncertain].roll(move, (2, 3)) for move in ((-1, 0), (0, -1), (0, 1), (1, 0))]
-    probabilities[uncertain] += sum(predict(view).softmax(1) for view in views)
+    views = torch.cat([images[uncertain].roll(move, (2, 3)) for move in ((-1, 0), (0, -1), (0, 1), (1, 0))])
+    probabilities[uncertain] += predict(views).softmax(1).unflatten(0, (4, -1)).sum(0)
     acc = (probabilities.argmax(1) == labels).float().mean()
     return torch.stack((acc, acc_plain, loss))
 
