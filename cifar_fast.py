@@ -27,7 +27,7 @@ SCRIPT = 'cifar_fast'
 hyp = {
     'data': {
         'name': 'CIFAR10',           # CIFAR100, Synthetic, or NAME of your own pictures
-        'dir': os.environ.get('DATA_DIR', 'data'),
+        'dir': os.environ.get('DATA_DIR', 'data'),  # where NAME.pt is, or will be
         'shape': (3, 32, 32),        # of an image: channels, height, width
     },
     'aug': {
@@ -107,7 +107,7 @@ def resize_matrix(old, new, device):
 #############################################
 class BatchNorm(nn.BatchNorm2d):
     def __init__(self, channels):
-        super().__init__(channels, eps=1e-12, momentum=0.4)
+        super().__init__(channels, eps=1e-12, momentum=0.4)  # as in airbench (Jordan, 2024)
         self.weight.requires_grad = False  # the scales stay 1 (Page, 2019)
 
 class ConvGroup(nn.Module):

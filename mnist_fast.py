@@ -27,7 +27,7 @@ SCRIPT = 'mnist_fast'
 hyp = {
     'data': {
         'name': 'MNIST',             # KMNIST, FashionMNIST, Synthetic, or NAME of your own pictures
-        'dir': os.environ.get('DATA_DIR', 'data'),
+        'dir': os.environ.get('DATA_DIR', 'data'),  # where NAME.pt is, or will be
         'shape': (1, 28, 28),        # of an image: channels, height, width
     },
     'aug': {
