@@ -78,8 +78,11 @@ def reflect(places, size):
 def augment(images, index, flip, size):
     """images[index], moved, mirrored where flip says so, with a grey square (DeVries and Taylor, 2017), scaled down to
     size, (height, width): uint8 [N, C, H, W], int64 [n], bool [n] -> float32 [n, C, *size]."""
-    shift, cutout, n, device = hyp['aug']['shift'], hyp['aug']['cutout'], len(index), images.device
+    shift = hyp['aug']['shift']
+    cutout = hyp['aug']['cutout']
     height, width = images.shape[2:]
+    n = len(index)
+    device = images.device
 
     # The row and the column that each pixel comes from, so that one look-up makes the batch.
     down, right = torch.randint(-shift, shift + 1, (2, n, 1), device=device)
@@ -133,7 +136,8 @@ class Net(nn.Module):
     """Pixels, uint8 or float [n, C, H, W] -> logits [n, classes]. After airbench (Jordan, 2024)."""
     def __init__(self, classes):
         super().__init__()
-        channels, widths = hyp['data']['shape'][0], hyp['net']['widths']
+        channels = hyp['data']['shape'][0]
+        widths = hyp['net']['widths']
         self.register_buffer('mean', torch.zeros(1, channels, 1, 1))
         self.register_buffer('std', torch.ones(1, channels, 1, 1))
         self.whiten = nn.Conv2d(channels, 8 * channels, 2)
@@ -368,8 +372,7 @@ def override(arguments):
             sys.exit(f'{argument}: {key} takes a {kind.__name__}, like {values[name]}')
 
 def pick_device():
-    """Returns the device, and the dtype of autocast; None is float32. run.dtype=auto becomes half precision where the
-    device has units for it. Each of torchrun's processes gets a GPU of its own."""
+    """The device, a GPU of its own for each of torchrun's processes, and the dtype of autocast; None is float32."""
     device = torch.device(hyp['run']['device'])
     dtype = 'float32'
     if device.type == 'cuda':
@@ -459,12 +462,11 @@ def read_picture(path):
         sys.exit(f'{path}: {error}')
 
 def read_folder(folder):
-    """Pictures in folder/train/CLASS and folder/test/CLASS; val or valid can stand for test, and none need be there.
-    Files and folders whose names begin with a dot are passed over."""
+    """Pictures in folder/train/CLASS and, unless it is missing, folder/test/CLASS; val or valid can stand for test."""
     tests = [folder / name for name in ('test', 'val', 'valid') if (folder / name).exists()]
     data = {}
     for split, source in zip(('train', 'test'), (folder / 'train', *tests)):
-        paths = sorted(glob.glob('**/*', root_dir=source, recursive=True))
+        paths = sorted(glob.glob('**/*', root_dir=source, recursive=True))  # without hidden ones
         paths = [Path(path) for path in paths if (source / path).is_file()]
         classes = sorted({path.parts[0] for path in paths})
         if data.setdefault('classes', classes) != classes:
@@ -552,9 +554,11 @@ def report(header, runs, baseline):
     """Prints the summary; before it, with run.baseline, what differs from the baseline and whether it helped."""
     accs = [run['acc'] for run in runs]
     if baseline:
-        base, others = baseline[0], [run['acc'] for run in baseline[1]]
+        base, base_runs = baseline
         print(*difflib.unified_diff(recipe(base), recipe(header), 'baseline', 'now', n=0, lineterm=''), sep='\n')
-        difference, ci99 = statistics.mean(accs) - statistics.mean(others), interval(accs, others)
+        others = [run['acc'] for run in base_runs]
+        difference = statistics.mean(accs) - statistics.mean(others)
+        ci99 = interval(accs, others)
         verdict = 'open'
         if abs(difference) > ci99:
             verdict = 'better' if difference > 0 else 'worse'

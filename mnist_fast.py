@@ -69,17 +69,17 @@ hyp = {
 #############################################
 def augment(images, index):
     """images[index], each moved at random, its edges wrapped around: uint8 [N, C, H, W], int64 [n] -> [n, C, H, W]."""
-    shift, n, device = hyp['aug']['shift'], len(index), images.device
+    shift = hyp['aug']['shift']
     if shift == 0:
         return images.index_select(0, index)
 
     # The row and the column that each pixel comes from, so that one look-up makes the batch.
     height, width = images.shape[2:]
-    down, right = torch.randint(-shift, shift + 1, (2, n, 1), device=device)
-    rows = (torch.arange(height, device=device) - down) % height  # [n, H]
-    columns = (torch.arange(width, device=device) - right) % width  # [n, W]
+    down, right = torch.randint(-shift, shift + 1, (2, len(index), 1), device=images.device)
+    rows = (torch.arange(height, device=images.device) - down) % height  # [n, H]
+    columns = (torch.arange(width, device=images.device) - right) % width  # [n, W]
     batch = images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [n, H, W, C]
-    return batch.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(device))
+    return batch.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(images.device))
 
 #############################################
 #                  Network                  #
@@ -223,11 +223,11 @@ def build(data, device, dtype):
     tensors with device=. What they read, and what lasts, lies in the tensors that are made here."""
     opt = hyp['opt']
     images, labels = data['train']['images'], data['train']['labels']
-    n, classes = len(images), len(data['classes'])
+    n = len(images)
     batch_size = min(opt['batch_size'], n)
     steps = max(1, round(opt['epochs'] * n / batch_size))
 
-    net = Net(classes).to(device, memory_format=memory_format(device))
+    net = Net(len(data['classes'])).to(device, memory_format=memory_format(device))
     optimizer = Optimizer(net, dtype)
     weights = list(net.state_dict().values())
     average = [weight.clone() for weight in weights]
@@ -265,7 +265,7 @@ def build(data, device, dtype):
         torch._foreach_zero_(list(optimizer.velocity.values()))
         torch._foreach_copy_(average, weights)
         losses = torch.zeros(steps, device=device)
-        half = hardest_half(images, labels, classes)  # comes first, then all images as often as it takes
+        half = hardest_half(images, labels, len(data['classes']))  # comes first, then all images as often as it takes
         order = [half[torch.randperm(len(half), device=device)]]
         order += [torch.randperm(n, device=device) for _ in range(math.ceil(steps * len(candidates) / n))]
         order = torch.cat(order)
@@ -326,8 +326,7 @@ def override(arguments):
             sys.exit(f'{argument}: {key} takes a {kind.__name__}, like {values[name]}')
 
 def pick_device():
-    """Returns the device, and the dtype of autocast; None is float32. run.dtype=auto becomes half precision where the
-    device has units for it. Each of torchrun's processes gets a GPU of its own."""
+    """The device, a GPU of its own for each of torchrun's processes, and the dtype of autocast; None is float32."""
     device = torch.device(hyp['run']['device'])
     dtype = 'float32'
     if device.type == 'cuda':
@@ -417,12 +416,11 @@ def read_picture(path):
         sys.exit(f'{path}: {error}')
 
 def read_folder(folder):
-    """Pictures in folder/train/CLASS and folder/test/CLASS; val or valid can stand for test, and none need be there.
-    Files and folders whose names begin with a dot are passed over."""
+    """Pictures in folder/train/CLASS and, unless it is missing, folder/test/CLASS; val or valid can stand for test."""
     tests = [folder / name for name in ('test', 'val', 'valid') if (folder / name).exists()]
     data = {}
     for split, source in zip(('train', 'test'), (folder / 'train', *tests)):
-        paths = sorted(glob.glob('**/*', root_dir=source, recursive=True))
+        paths = sorted(glob.glob('**/*', root_dir=source, recursive=True))  # without hidden ones
         paths = [Path(path) for path in paths if (source / path).is_file()]
         classes = sorted({path.parts[0] for path in paths})
         if data.setdefault('classes', classes) != classes:
@@ -510,9 +508,11 @@ def report(header, runs, baseline):
     """Prints the summary; before it, with run.baseline, what differs from the baseline and whether it helped."""
     accs = [run['acc'] for run in runs]
     if baseline:
-        base, others = baseline[0], [run['acc'] for run in baseline[1]]
+        base, base_runs = baseline
         print(*difflib.unified_diff(recipe(base), recipe(header), 'baseline', 'now', n=0, lineterm=''), sep='\n')
-        difference, ci99 = statistics.mean(accs) - statistics.mean(others), interval(accs, others)
+        others = [run['acc'] for run in base_runs]
+        difference = statistics.mean(accs) - statistics.mean(others)
+        ci99 = interval(accs, others)
         verdict = 'open'
         if abs(difference) > ci99:
             verdict = 'better' if difference > 0 else 'worse'
