@@ -369,7 +369,7 @@ def override(arguments):
         try:
             values[name] = kind(text) if kind in (str, int, float) else kind(ast.literal_eval(text))
         except (SyntaxError, TypeError, ValueError):
-            sys.exit(f'{argument}: {key} takes a {kind.__name__}, like {values[name]}')
+            sys.exit(f'{argument}: {key} takes a value of type {kind.__name__}, like {values[name]}')
 
 def pick_device():
     """The device, a GPU of its own for each of torchrun's processes, and the dtype of autocast; None is float32."""
@@ -474,7 +474,7 @@ def read_folder(folder):
         print(f'{source}: reading {len(paths)} pictures of {classes}', flush=True)
         images = torch.stack([read_picture(source / path) for path in paths])
         data[split] = {'images': images, 'labels': torch.tensor([classes.index(path.parts[0]) for path in paths])}
-    return data
+    return data if tests else hold_out(data, len(data['train']['labels']) // 5)
 
 def synthesize(shape):
     """Ten classes that a network can learn, for a look without a download: smooth patterns, deep in noise."""
