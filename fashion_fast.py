@@ -440,7 +440,7 @@ def read_folder(folder):
         print(f'{source}: reading {len(paths)} pictures of {classes}', flush=True)
         images = torch.stack([read_picture(source / path) for path in paths])
         data[split] = {'images': images, 'labels': torch.tensor([classes.index(path.parts[0]) for path in paths])}
-    return data if tests else hold_out(data, len(data['train']['labels']) // 5)
+    return data if tests else hold_out(data, math.ceil(len(data['train']['labels']) / 5))
 
 def synthesize(shape):
     """Ten classes that a network can learn, for a look without a download: smooth patterns, deep in noise."""
@@ -479,7 +479,7 @@ def load_data(device):
             os.replace(f'{private}/data.pt', path)  # whole or not at all
 
     if hyp['run']['holdout'] or 'test' not in data:
-        data = hold_out(data, hyp['run']['holdout'] or len(data['train']['labels']) // 5)
+        data = hold_out(data, hyp['run']['holdout'] or math.ceil(len(data['train']['labels']) / 5))
     source = f'{path} of {time.ctime(path.stat().st_mtime)}' if path.exists() else name
     last = len(data['classes']) - 1
     for split in ('train', 'test'):
