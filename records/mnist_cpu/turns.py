@@ -12,13 +12,12 @@ import sys
 import time
 
 def ours(path):
-    import torch
     sys.argv = [path]
     names = runpy.run_path(path, run_name='script')
     names['override']([])
-    cpu = torch.device('cpu')
-    data = names['load_data'](cpu)
-    train = names['build'](data, cpu, None)[0]
+    device, dtype = names['pick_device']()
+    data = names['load_data'](device)
+    train = names['build'](data, device, dtype)[0]
     return lambda seed: train(seed)[0].tolist()[0]
 
 def theirs(path):
