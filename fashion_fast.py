@@ -1,4 +1,4 @@
-"""Fashion-MNIST to 94 % in 4.5 epochs: 94.18 % mean of 12 runs (records/fashion_cpu).
+"""Fashion-MNIST to 94 % in 4.5 epochs: 94.18 % mean of 12 runs of the version before (records/fashion_cpu).
 
     python fashion_fast.py run.runs=2                  the defaults, two runs
     python fashion_fast.py opt.epochs=9 run.runs=2     any value of hyp, by its dotted name
@@ -13,7 +13,6 @@ MNIST, 99.68 % (n = 10): data.name=MNIST opt.epochs=5 aug.flip=False aug.shift=1
 # ///
 import math
 import os
-import time
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +42,7 @@ hyp = {
         'epochs': 4.5,               # images trained on, in multiples of the training set
         'batch_size': 500,
         'candidates': 2.5,           # batches drawn for a step, which trains on those of the highest last losses
-        'lr': 0.24,                  # of the filters (Muon), which have a mean length of 1
+        'lr': 0.24,                  # of the filters (Muon), whose norms keep a mean square of 1
         'head_lr': 5e-5,             # of the last layer (SGD), for the sum of the losses of a batch
         'bias_lr': 0.05,             # of the biases (SGD), for the same sum
         'momentum': 0.6,
@@ -82,9 +81,9 @@ def augment(images, index):
     device = images.device
 
     # The row and the column that each pixel comes from, so that one look-up makes the batch.
-    down, right = torch.randint(-shift, shift + 1, (2, n, 1), device=device)
-    rows = reflect(torch.arange(height, device=device) + down, height)  # [n, H]
-    columns = reflect(torch.arange(width, device=device) + right, width)  # [n, W]
+    dy, dx = torch.randint(-shift, shift + 1, (2, n, 1), device=device)
+    rows = reflect(torch.arange(height, device=device) + dy, height)  # [n, H]
+    columns = reflect(torch.arange(width, device=device) + dx, width)  # [n, W]
     if hyp['aug']['flip']:
         flip = torch.rand(n, 1, device=device) < 0.5
         columns = torch.where(flip, columns.flip(1), columns)
@@ -166,11 +165,11 @@ def init(net, images):
 #                 Optimizer                 #
 #############################################
 def orthogonalize(update, dtype):
-    """A tensor [m, ...] with the singular values, as a matrix of m rows, near 1: three Newton-Schulz steps in dtype
-    (Muon; Jordan, 2024)."""
+    """update, whose singular values, as a matrix of len(update) rows, are pushed towards 1 by three Newton-Schulz steps
+    in dtype (Muon; Jordan, 2024). Very small ones stay small."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = update.flatten(1)
-    x = (x / (x.norm() + 1e-7)).to(dtype)
+    x = (x / (x.norm() + 1e-7)).to(dtype)  # no singular value is above 1
     for _ in range(3):
         gram = x @ x.T
         gram = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
@@ -178,13 +177,13 @@ def orthogonalize(update, dtype):
     return x.view_as(update).to(update.dtype)
 
 class Optimizer:
-    """Muon for the filters, SGD for the last layer and the biases, all with Nesterov momentum. Each torch._foreach call
-    is one operation on all tensors of a list."""
+    """Muon for the weights of all layers but the last, SGD for that one and the biases, all with Nesterov momentum.
+    Each torch._foreach call is one operation on all tensors of a list."""
     def __init__(self, net, dtype):
         params = [p for p in net.parameters() if p.requires_grad]
-        filters = [p for p in params if p.ndim > 1 and p is not net.head.weight]
+        matrices = [p for p in params if p.ndim > 1 and p is not net.head.weight]
         biases = [p for p in params if p.ndim == 1]
-        self.groups = [dict(params=filters, lr=hyp['opt']['lr'], muon=True),
+        self.groups = [dict(params=matrices, lr=hyp['opt']['lr'], muon=True),
                        dict(params=[net.head.weight], lr=hyp['opt']['head_lr'], muon=False),
                        dict(params=biases, lr=hyp['opt']['bias_lr'], muon=False)]
         self.velocity = {p: torch.zeros_like(p) for p in params}
@@ -204,7 +203,7 @@ class Optimizer:
             if group['muon']:
                 updates = [orthogonalize(update, self.dtype) for update in updates]
                 torch._foreach_div_(params, torch._foreach_norm(params))
-                torch._foreach_mul_(params, [len(p)**0.5 for p in params])  # the filters keep a mean length of 1
+                torch._foreach_mul_(params, [len(p)**0.5 for p in params])  # the filters' norms keep a mean square of 1
             torch._foreach_mul_(updates, group['lr'] * lr_scale)
             torch._foreach_sub_(params, updates)
 
@@ -212,10 +211,10 @@ class Optimizer:
 #                 Training                  #
 #############################################
 @torch.no_grad()
-def evaluate(net, data, autocast):
+def evaluate(net, split, autocast):
     """Test accuracy with and without test-time augmentation, and test loss: float32 [3]."""
     net.eval()
-    images, labels = data['images'], data['labels']
+    images, labels = split['images'], split['labels']
 
     def predict(images):
         with autocast:
@@ -225,7 +224,7 @@ def evaluate(net, data, autocast):
     acc_plain = (logits.argmax(1) == labels).float().mean()
     loss = F.cross_entropy(logits, labels)
 
-    # The least certain images get the mean of up to ten views: as they are, one pixel off, four ways, and mirrored.
+    # The least certain images get the mean of up to ten views: as they are, rolled by a pixel, four ways, and mirrored.
     probabilities = logits.softmax(1)
     top2 = probabilities.topk(2).values
     uncertain = (top2[:, 1] - top2[:, 0]).topk(math.ceil(hyp['tta']['share'] * len(labels))).indices
@@ -243,12 +242,12 @@ def build(data, device, dtype):
     On a GPU, step and evaluate become CUDA graphs: they run once, and then their operations are repeated at the same
     addresses. So they have no .item(), no mask as an index, no Python number that changes from step to step, and make
     tensors with device=. What they read, and what lasts, lies in the tensors that are made here."""
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = True  # on a GPU, try the algorithms of a convolution and take the fastest
     opt = hyp['opt']
     images, labels = data['train']['images'], data['train']['labels']
     n = len(images)
     batch_size = min(opt['batch_size'], n)
-    candidates = min(round(opt['candidates'] * batch_size), n)
+    draws = min(round(opt['candidates'] * batch_size), n)
     steps = max(1, round(opt['epochs'] * n / batch_size))
 
     net = Net(len(data['classes'])).to(device, memory_format=memory_format(device))
@@ -281,11 +280,11 @@ def build(data, device, dtype):
         init(net, images[::max(1, n // 1000)])
         torch._foreach_zero_(list(optimizer.velocity.values()))
         torch._foreach_copy_(average, weights)
-        last_losses.fill_(math.inf)
+        last_losses.fill_(math.inf)  # images that were not seen yet come first
         losses = torch.zeros(steps, device=device)
 
         for number in range(steps):
-            drawn = torch.randint(n, (candidates,), device=device)
+            drawn = torch.randint(n, (draws,), device=device)
             hardest = last_losses[drawn].topk(batch_size).indices
             index.copy_(drawn[hardest])
             lr_scale.fill_(1 - (number + 0.5) / steps)  # falls to 0
@@ -314,8 +313,10 @@ import linecache
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+CODE = ''.join(linecache.getlines(build.__code__.co_filename))  # of this file or cell, as it runs
 SETS = 'MNIST', 'KMNIST', 'FashionMNIST', 'CIFAR10', 'CIFAR100'  # of torchvision.datasets
 WORLD = os.environ if 'TORCHELASTIC_RUN_ID' in os.environ else {}  # of torchrun's processes
 RANK = int(WORLD.get('RANK', 0))  # of this one
@@ -358,7 +359,7 @@ def pick_device():
             ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     if hyp['run']['dtype'] == 'auto':
         hyp['run']['dtype'] = dtype
-    return device, {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}[hyp['run']['dtype']]
+    return device, None if hyp['run']['dtype'] == 'float32' else getattr(torch, hyp['run']['dtype'])
 
 def memory_format(device):
     """channels_last, which convolutions are fastest in; on mps it gives wrong gradients."""
@@ -432,8 +433,8 @@ def read_folder(folder):
     tests = [folder / name for name in ('test', 'val', 'valid') if (folder / name).exists()]
     data = {}
     for split, source in zip(('train', 'test'), (folder / 'train', *tests)):
-        paths = sorted(glob.glob('**/*', root_dir=source, recursive=True))  # without hidden ones
-        paths = [Path(path) for path in paths if (source / path).is_file()]
+        paths = [Path(path) for path in sorted(glob.glob('**/*', root_dir=source, recursive=True))]  # no hidden ones
+        paths = [path for path in paths if (source / path).is_file() and path.suffix not in ('.db', '.ini')]  # Windows'
         classes = sorted({path.parts[0] for path in paths})
         if data.setdefault('classes', classes) != classes:
             sys.exit(f'{source}: its classes are {classes}, those of train are {data["classes"]}')
@@ -576,7 +577,7 @@ def save(path, net, data):
 #############################################
 def main():
     """Trains run.runs times. Returns the last network, the data and the runs, for the next cell of a notebook."""
-    override(sys.argv[1:] if '__file__' in globals() else [])  # a notebook has no arguments
+    override([] if '__file__' not in globals() or sys.argv[0].endswith('kernel_launcher.py') else sys.argv[1:])
     options = hyp['run']
     baseline = read_log(options['baseline']) if options['baseline'] else None
     if options['runs'] == 0:
@@ -590,8 +591,7 @@ def main():
     data = load_data(device)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
     header = {'start': f'{time.ctime()}, {time.time_ns()}', 'script': SCRIPT, 'hyp': hyp, 'device': name,
-              'threads': torch.get_num_threads(), 'torch': torch.__version__,
-              'code': ''.join(linecache.getlines(build.__code__.co_filename))}
+              'threads': torch.get_num_threads(), 'torch': torch.__version__, 'code': CODE}
     append(header)
     if RANK == 0:
         print(f'{SCRIPT} on {name}, {header["threads"]} threads, {options["dtype"]}, {data["source"]}')
@@ -608,8 +608,8 @@ def main():
                    'loss': loss, 'time_s': time.perf_counter() - clock['start'], 'losses': losses.tolist()}
             append(run)
             runs.append(run)
-            print('{:4d} {seed:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {:7d} {time_s:8.3f}'
-                  .format(index, len(losses), **run), flush=True)
+            print(f'{index:4d} {run["seed"]:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {len(losses):7d} '
+                  f'{run["time_s"]:8.3f}', flush=True)
         if options['save'] and RANK == 0:
             save(options['save'], net, data)
     except KeyboardInterrupt:

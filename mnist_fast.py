@@ -12,7 +12,6 @@ Longer, 99.54 % (n = 30): opt.epochs=1.5 opt.lr=0.15 aug.shift=1 net.margin=2 "n
 # ///
 import math
 import os
-import time
 
 import numpy
 import torch
@@ -40,8 +39,8 @@ hyp = {
     'opt': {
         'epochs': 0.24,              # images trained on, in multiples of the training set
         'batch_size': 192,
-        'first_share': 0.25,         # of the steps train all layers; later ones keep the first layer as it is
-        'candidates': 3,             # batches drawn for a later step, which trains on the hardest of their images
+        'first_share': 0.25,         # of the steps train all layers; later ones leave the first layer as it is
+        'candidates': 3,             # batches drawn for a later step, which trains on the hardest batch of them
         'lr': 0.25,                  # peak, of the convolutions and the hidden layer (Muon)
         'head_lr': 2e-4,             # peak, of the last layer (SGD), for the sum of the losses of a batch
         'bias_lr': 3e-4,             # peak, of the biases (SGD), for the same sum
@@ -75,9 +74,9 @@ def augment(images, index):
 
     # The row and the column that each pixel comes from, so that one look-up makes the batch.
     height, width = images.shape[2:]
-    down, right = torch.randint(-shift, shift + 1, (2, len(index), 1), device=images.device)
-    rows = (torch.arange(height, device=images.device) - down) % height  # [n, H]
-    columns = (torch.arange(width, device=images.device) - right) % width  # [n, W]
+    dy, dx = torch.randint(-shift, shift + 1, (2, len(index), 1), device=images.device)
+    rows = (torch.arange(height, device=images.device) + dy) % height  # [n, H]
+    columns = (torch.arange(width, device=images.device) + dx) % width  # [n, W]
     batch = images[index[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [n, H, W, C]
     return batch.permute(0, 3, 1, 2).contiguous(memory_format=memory_format(images.device))
 
@@ -140,11 +139,11 @@ def init(net, images):
 #                 Optimizer                 #
 #############################################
 def orthogonalize(update, dtype):
-    """A tensor [m, ...] with the singular values, as a matrix of m rows, near 1: three Newton-Schulz steps in dtype
-    (Muon; Jordan, 2024)."""
+    """update, whose singular values, as a matrix of len(update) rows, are pushed towards 1 by three Newton-Schulz steps
+    in dtype (Muon; Jordan, 2024). Very small ones stay small."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = update.flatten(1)
-    x = (x / (x.norm() + 1e-7)).to(dtype)
+    x = (x / (x.norm() + 1e-7)).to(dtype)  # no singular value is above 1
     for _ in range(3):
         gram = x @ x.T
         gram = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
@@ -152,13 +151,13 @@ def orthogonalize(update, dtype):
     return x.view_as(update).to(update.dtype)
 
 class Optimizer:
-    """Muon for the inner layers, SGD for the last layer and the biases, all with Nesterov momentum. Each torch._foreach
-    call is one operation on all tensors of a list."""
+    """Muon for the weights of all layers but the last, SGD for that one and the biases, all with Nesterov momentum.
+    Each torch._foreach call is one operation on all tensors of a list."""
     def __init__(self, net, dtype):
         params = [p for p in net.parameters() if p.requires_grad]
-        inner = [p for p in params if p.ndim > 1 and p is not net.head.weight]
+        matrices = [p for p in params if p.ndim > 1 and p is not net.head.weight]
         biases = [p for p in params if p.ndim == 1]
-        self.groups = [dict(params=inner, lr=hyp['opt']['lr'], muon=True),
+        self.groups = [dict(params=matrices, lr=hyp['opt']['lr'], muon=True),
                        dict(params=[net.head.weight], lr=hyp['opt']['head_lr'], muon=False),
                        dict(params=biases, lr=hyp['opt']['bias_lr'], muon=False)]
         self.velocity = {p: torch.zeros_like(p) for p in params}
@@ -184,9 +183,9 @@ class Optimizer:
 #                 Training                  #
 #############################################
 @torch.no_grad()
-def evaluate(net, data, autocast):
+def evaluate(net, split, autocast):
     """Test accuracy with and without test-time augmentation, and test loss: float32 [3]."""
-    images, labels = data['images'], data['labels']
+    images, labels = split['images'], split['labels']
 
     def predict(images):
         with autocast:
@@ -196,7 +195,7 @@ def evaluate(net, data, autocast):
     acc_plain = (logits.argmax(1) == labels).float().mean()
     loss = F.cross_entropy(logits, labels)
 
-    # The least certain images get the mean of five views: as they are, and one pixel off, four ways.
+    # The least certain images get the sum of five views: as they are, and rolled by a pixel, four ways.
     probabilities = logits.softmax(1)
     top2 = probabilities.topk(2).values
     uncertain = (top2[:, 1] - top2[:, 0]).topk(math.ceil(hyp['tta']['share'] * len(labels))).indices
@@ -302,8 +301,10 @@ import linecache
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+CODE = ''.join(linecache.getlines(build.__code__.co_filename))  # of this file or cell, as it runs
 SETS = 'MNIST', 'KMNIST', 'FashionMNIST', 'CIFAR10', 'CIFAR100'  # of torchvision.datasets
 WORLD = os.environ if 'TORCHELASTIC_RUN_ID' in os.environ else {}  # of torchrun's processes
 RANK = int(WORLD.get('RANK', 0))  # of this one
@@ -346,7 +347,7 @@ def pick_device():
             ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     if hyp['run']['dtype'] == 'auto':
         hyp['run']['dtype'] = dtype
-    return device, {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}[hyp['run']['dtype']]
+    return device, None if hyp['run']['dtype'] == 'float32' else getattr(torch, hyp['run']['dtype'])
 
 def memory_format(device):
     """channels_last, which convolutions are fastest in; on mps it gives wrong gradients."""
@@ -420,8 +421,8 @@ def read_folder(folder):
     tests = [folder / name for name in ('test', 'val', 'valid') if (folder / name).exists()]
     data = {}
     for split, source in zip(('train', 'test'), (folder / 'train', *tests)):
-        paths = sorted(glob.glob('**/*', root_dir=source, recursive=True))  # without hidden ones
-        paths = [Path(path) for path in paths if (source / path).is_file()]
+        paths = [Path(path) for path in sorted(glob.glob('**/*', root_dir=source, recursive=True))]  # no hidden ones
+        paths = [path for path in paths if (source / path).is_file() and path.suffix not in ('.db', '.ini')]  # Windows'
         classes = sorted({path.parts[0] for path in paths})
         if data.setdefault('classes', classes) != classes:
             sys.exit(f'{source}: its classes are {classes}, those of train are {data["classes"]}')
@@ -564,7 +565,7 @@ def save(path, net, data):
 #############################################
 def main():
     """Trains run.runs times. Returns the last network, the data and the runs, for the next cell of a notebook."""
-    override(sys.argv[1:] if '__file__' in globals() else [])  # a notebook has no arguments
+    override([] if '__file__' not in globals() or sys.argv[0].endswith('kernel_launcher.py') else sys.argv[1:])
     options = hyp['run']
     baseline = read_log(options['baseline']) if options['baseline'] else None
     if options['runs'] == 0:
@@ -578,8 +579,7 @@ def main():
     data = load_data(device)
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
     header = {'start': f'{time.ctime()}, {time.time_ns()}', 'script': SCRIPT, 'hyp': hyp, 'device': name,
-              'threads': torch.get_num_threads(), 'torch': torch.__version__,
-              'code': ''.join(linecache.getlines(build.__code__.co_filename))}
+              'threads': torch.get_num_threads(), 'torch': torch.__version__, 'code': CODE}
     append(header)
     if RANK == 0:
         print(f'{SCRIPT} on {name}, {header["threads"]} threads, {options["dtype"]}, {data["source"]}')
@@ -596,8 +596,8 @@ def main():
                    'loss': loss, 'time_s': time.perf_counter() - clock['start'], 'losses': losses.tolist()}
             append(run)
             runs.append(run)
-            print('{:4d} {seed:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {:7d} {time_s:8.3f}'
-                  .format(index, len(losses), **run), flush=True)
+            print(f'{index:4d} {run["seed"]:6d} {acc:8.4f} {acc_plain:10.4f} {loss:8.4f} {len(losses):7d} '
+                  f'{run["time_s"]:8.3f}', flush=True)
         if options['save'] and RANK == 0:
             save(options['save'], net, data)
     except KeyboardInterrupt:
