@@ -1,4 +1,4 @@
-"""Fashion-MNIST to 94 % in 4.5 epochs: 94.18 % mean of 12 runs of the version before (records/fashion_cpu).
+"""Fashion-MNIST to 94 % in 4.5 epochs: 94.16 % mean of 12 runs (records/fashion_cpu).
 
     python fashion_fast.py run.runs=2                  the defaults, two runs
     python fashion_fast.py opt.epochs=9 run.runs=2     any value of hyp, by its dotted name
