@@ -1,4 +1,4 @@
-"""MNIST to 99 % in 75 steps: 99.07 % mean of 100 runs (records/mnist_cpu).
+"""MNIST to 99 % in 75 steps: 99.07 %, n = 100; on two CPU cores 0.50 s, train_mnist_fast 10.9 s (records/mnist_cpu).
 
     python mnist_fast.py                               the defaults: 20 runs
     python mnist_fast.py opt.epochs=0.6 run.runs=30    any value of hyp, by its dotted name
