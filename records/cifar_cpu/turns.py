@@ -1,11 +1,13 @@
-"""Seconds of a run of cifar_fast.py and of airbench94_muon.py, from timed steps: python turns.py DATA OURS THEIRS ROUNDS
+"""Seconds of a run of cifar_fast.py and of airbench94_muon.py on a CPU, from timed steps:
+python turns.py DTYPE DATA OURS THEIRS ROUNDS
 
-DATA holds CIFAR10.pt; OURS and THEIRS are the paths of the two scripts. Both run in bfloat16, each round
-in processes of their own, in turn, the C library told to keep freed memory. airbench94_muon is as published, but on
-the CPU, in bfloat16 instead of float16, and without its compiler. Of each kind of step the first two are dropped; a run is
-the sum of what it consists of. A line of JSON for each process.
+DTYPE is float32 or bfloat16, DATA holds CIFAR10.pt, OURS and THEIRS are the paths of the two scripts. Each round runs
+them in processes of their own, in turn, the C library told to keep freed memory. airbench94_muon is as published, but
+on the CPU, in DTYPE instead of float16, and without its compiler. The first steps of each kind touch new memory and are
+dropped: two to six. A run is the sum of what it consists of. A line of JSON for each process.
 """
 import json
+import math
 import os
 import runpy
 import statistics
@@ -24,7 +26,7 @@ def seconds(function, times, dropped):
             taken.append(time.perf_counter() - start)
     return statistics.median(taken)
 
-def ours(data_dir, path):
+def ours(dtype, data_dir, path):
     import torch
     sys.argv = [path]
     script = runpy.run_path(path, run_name='script')
@@ -33,18 +35,19 @@ def ours(data_dir, path):
     script['build'].__globals__['capture'] = lambda function, *rest: functions.append(function) or function
     cpu = torch.device('cpu')
     data = script['load_data'](cpu)
-    script['build'](data, cpu, torch.bfloat16)
-    small_step, full_step, test = functions
-    steps = sum(count for _, count in script['plan'](50_000))
-    small_steps = round(script['hyp']['opt']['small_share'] * steps)
-    part = {'small_step': seconds(small_step, 5, 2), 'full_step': seconds(full_step, 5, 2), 'test': seconds(test, 1, 1)}
-    run = small_steps * part['small_step'] + (steps - small_steps) * part['full_step'] + part['test']
+    script['build'](data, cpu, torch.bfloat16 if dtype == 'bfloat16' else None)
+    small_step, large_step, test = functions
+    opt = script['hyp']['opt']
+    steps = round(opt['epochs'] * 50_000 / opt['batch_size'])
+    small_steps = math.ceil(opt['small_share'] * steps)
+    part = {'small_step': seconds(small_step, 9, 4), 'large_step': seconds(large_step, 9, 6), 'test': seconds(test, 1, 1)}
+    run = small_steps * part['small_step'] + (steps - small_steps) * part['large_step'] + part['test']
     return {**part, 'run': run, 'steps': [small_steps, steps - small_steps]}
 
-def theirs(data_dir, path):
+def theirs(dtype, data_dir, path):
     import torch
     source = open(path).read()
-    for old, new in (('@torch.compile\n', ''), ('torch.device("cuda")', 'torch.device("cpu")'), ('.half()', '.bfloat16()')):
+    for old, new in (('@torch.compile\n', ''), ('torch.device("cuda")', 'torch.device("cpu")'), ('.half()', f'.to(torch.{dtype})')):
         assert old in source
         source = source.replace(old, new)
     names = {'__name__': 'airbench'}
@@ -79,8 +82,8 @@ def theirs(data_dir, path):
         net.zero_grad(set_to_none=True)
 
     net.train()
-    part = {'passes': first_pass + 7 * next_pass, 'whiten': whiten, 'step_with_bias': seconds(lambda: step(True), 4, 2),
-            'step': seconds(lambda: step(False), 4, 2)}
+    part = {'passes': first_pass + 7 * next_pass, 'whiten': whiten, 'step_with_bias': seconds(lambda: step(True), 6, 4),
+            'step': seconds(lambda: step(False), 6, 2)}
     part['test'] = 5 * seconds(lambda: names['evaluate'](net, test, tta_level=2), 1, 1)
     return {**part, 'run': sum((part['passes'], part['whiten'], 75 * part['step_with_bias'], 125 * part['step'], part['test']))}
 
@@ -90,10 +93,10 @@ if program in ('ours', 'theirs'):
     print(json.dumps({'program': program, **{key: round(value, 3) if isinstance(value, float) else value
                                                  for key, value in result.items()}}))
 else:
-    data_dir, our_path, their_path, rounds = program, *rest
+    dtype, data_dir, our_path, their_path, rounds = program, *rest
     kept = {**os.environ, 'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': str(2**31 - 1)}
     for _ in range(int(rounds)):
         for program, path in (('ours', our_path), ('theirs', their_path)):
-            result = subprocess.run([sys.executable, __file__, program, data_dir, path], env=kept, check=True,
+            result = subprocess.run([sys.executable, __file__, program, dtype, data_dir, path], env=kept, check=True,
                                     stdout=subprocess.PIPE, text=True)
             print(result.stdout.splitlines()[-1], flush=True)
