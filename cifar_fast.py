@@ -146,15 +146,16 @@ class Net(nn.Module):
         self.group1 = ConvGroup(8 * channels, widths[0])
         self.group2 = ConvGroup(widths[0], widths[1])
         self.group3 = ConvGroup(widths[1], widths[2])
-        self.head = nn.Linear(widths[2], classes, bias=False)
+        self.head = nn.Linear(2 * widths[2], classes, bias=False)
 
     def forward(self, images, train_whiten=False):
         x = (images.float() - self.mean) / self.std
         bias = self.whiten.bias if train_whiten else self.whiten.bias.detach()
         x = F.gelu(F.conv2d(x, self.whiten.weight, bias))
-        x = self.group3(self.group2(self.group1(x)))
-        x = x.flatten(2).max(2).values  # global max pooling; not amax, whose compiled backward can divide by 0
-        return self.head(x / x.shape[1])
+        maps = self.group3(self.group2(self.group1(x))).flatten(2)
+        largest = maps.max(2).values  # not amax, whose compiled backward can divide by 0
+        x = torch.cat((largest, maps.mean(2)), 1)  # global max pooling and average pooling
+        return self.head(x / maps.shape[1])
 
 @torch.no_grad()
 def init(net, images):
