@@ -1,11 +1,11 @@
-"""CIFAR-10 to 94 % in 9 epochs: 94.14 % mean of 50 runs of the version before, 1.57 s each on an NVIDIA H200
-(records/h200); 94.13 % by this one, one run on a CPU (records/cifar_cpu).
+"""CIFAR-10 to 94 % in 9 epochs: 94.14 % mean of 50 runs of an older version, 1.57 s each on an NVIDIA H200
+(records/h200); 94.20 % mean of 2 runs of this one on a CPU (records/cifar_cpu).
 
     python cifar_fast.py run.runs=1                    the defaults, one run
     python cifar_fast.py opt.epochs=16 run.runs=2      any value of hyp, by its dotted name
     python cifar_fast.py data.name=pets                your own pictures, in data/pets/train/cat/* and so on
 
-Longer, 95.27 % (n = 5) by the version before (records/cifar_long):
+Longer, 95.27 % (n = 5) by an older version (records/cifar_long):
     net.deep=True opt.epochs=14 aug.shift=4 opt.hard_share=0.8 "net.widths=(128,384,512)"
 """
 # /// script
