@@ -154,7 +154,7 @@ class Net(nn.Module):
         x = F.gelu(F.conv2d(x, self.whiten.weight, bias))
         maps = self.group3(self.group2(self.group1(x))).flatten(2)
         largest = maps.max(2).values  # not amax, whose compiled backward can divide by 0
-        x = torch.cat((largest, maps.mean(2)), 1)  # global max pooling and average pooling
+        x = torch.cat((largest, maps.mean(2)), 1)  # global max and average pooling, as in fastai
         return self.head(x / maps.shape[1])
 
 @torch.no_grad()
