@@ -42,7 +42,7 @@ hyp = {
     },
     'opt': {
         'epochs': 9.0,               # images trained on, in multiples of the training set
-        'batch_size': 1000,
+        'batch_size': 1000,          # at most a twentieth of the images
         'full_epochs': 2,            # passes over all images; later passes see the hardest ones
         'hard_share': 0.6,           # of the images: those with the highest last losses, in later passes
         'small_size': 24,            # pixels: images are scaled down to this in the first steps
@@ -276,7 +276,7 @@ def build(data, device, dtype):
     opt = hyp['opt']
     images, labels = data['train']['images'], data['train']['labels']
     n = len(images)
-    batch_size = min(opt['batch_size'], n)
+    batch_size = min(opt['batch_size'], math.ceil(n / 20))
     steps = max(1, round(opt['epochs'] * n / batch_size))
     large_size = tuple(images.shape[2:])
     small_scale = min(1, opt['small_size'] / min(large_size))

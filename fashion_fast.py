@@ -41,7 +41,7 @@ hyp = {
     },
     'opt': {
         'epochs': 4.5,               # images trained on, in multiples of the training set
-        'batch_size': 500,
+        'batch_size': 500,           # at most a twentieth of the images
         'candidates': 2.5,           # batches drawn for a step, which trains on those of the highest last losses
         'lr': 0.24,                  # of the filters (Muon), whose norms keep a mean square of 1
         'head_lr': 5e-5,             # of the last layer (SGD), for the sum of the losses of a batch
@@ -247,7 +247,7 @@ def build(data, device, dtype):
     opt = hyp['opt']
     images, labels = data['train']['images'], data['train']['labels']
     n = len(images)
-    batch_size = min(opt['batch_size'], n)
+    batch_size = min(opt['batch_size'], math.ceil(n / 20))
     draws = min(round(opt['candidates'] * batch_size), n)
     steps = max(1, round(opt['epochs'] * n / batch_size))
 

@@ -38,7 +38,7 @@ hyp = {
     },
     'opt': {
         'epochs': 0.24,              # images trained on, in multiples of the training set
-        'batch_size': 192,
+        'batch_size': 192,           # at most a twentieth of the images
         'first_share': 0.25,         # of the steps train all layers; later ones leave the first layer as it is
         'candidates': 3,             # batches drawn for a later step, which trains on the hardest batch of them
         'lr': 0.25,                  # peak, of the convolutions and the hidden layer (Muon)
@@ -223,7 +223,7 @@ def build(data, device, dtype):
     opt = hyp['opt']
     images, labels = data['train']['images'], data['train']['labels']
     n = len(images)
-    batch_size = min(opt['batch_size'], n)
+    batch_size = min(opt['batch_size'], math.ceil(n / 20))
     steps = max(1, round(opt['epochs'] * n / batch_size))
 
     net = Net(len(data['classes'])).to(device, memory_format=memory_format(device))
