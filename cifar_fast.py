@@ -1,5 +1,5 @@
 """CIFAR-10 to 94 % in 9 epochs: 94.14 % mean of 50 runs of an older version, 1.57 s each on an NVIDIA H200
-(records/h200); 94.14 % mean of 4 runs of this one on a CPU (records/cifar_cpu).
+(records/h200); 94.14 % mean of 5 runs of this one on a CPU (records/cifar_cpu).
 
     python cifar_fast.py run.runs=1                    the defaults, one run
     python cifar_fast.py opt.epochs=16 run.runs=2      any value of hyp, by its dotted name

@@ -4,9 +4,9 @@
     python fashion_fast.py opt.epochs=9 run.runs=2     any value of hyp, by its dotted name
     python fashion_fast.py data.name=shapes            your own pictures, in data/shapes/train/round/* and so on
 
-Longer, by an older version (records/fashion_long, records/mnist_long):
-    95.15 % (n = 10): net.scale=1.43 opt.epochs=10 opt.lr=0.12 aug.shift=1 aug.cutout=5
-    MNIST, 99.68 % (n = 10): data.name=MNIST opt.epochs=5 aug.flip=False aug.shift=1
+Longer (records/fashion_long, records/mnist_long):
+    95.15 % (n = 10), by an older version: net.scale=1.43 opt.epochs=10 opt.lr=0.12 aug.shift=1 aug.cutout=5
+    MNIST, 99.67 % (n = 10): data.name=MNIST opt.epochs=5 aug.flip=False aug.shift=1
 """
 # /// script
 # requires-python = ">=3.10"
