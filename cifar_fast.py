@@ -32,7 +32,7 @@ hyp = {
         'shape': (3, 32, 32),        # of an image: channels, height, width
     },
     'aug': {
-        'flip': True,                # mirrors each image in every other epoch; False where left and right differ
+        'flip': True,                # mirrors each image in every other pass; False where left and right differ
         'shift': 2,                  # pixels: images move by up to this much, at random; 4 for long runs
         'cutout': 0,                 # pixels: side of a square that is blanked out; 12 for very long runs
     },
@@ -44,9 +44,9 @@ hyp = {
         'epochs': 9.0,               # images trained on, in multiples of the training set
         'batch_size': 1000,          # at most a twentieth of the images
         'full_epochs': 2,            # passes over all images; later passes see the hardest ones
-        'hard_share': 0.6,           # of the images: those with the highest last losses, in later passes
+        'hard_share': 0.6,           # of the images, those with the highest last losses, are seen in later passes
         'small_size': 24,            # pixels: images are scaled down to this in the first steps
-        'small_share': 0.5,          # of the steps have small images; they train the biases of the whitening, too
+        'small_share': 0.5,          # of the steps have small images; only these train the biases of the whitening
         'lr': 0.24,                  # of the filters (Muon), whose norms keep a mean square of 1
         'head_lr': 0.67,             # of the last layer (SGD), for the sum of the losses of a batch
         'bias_lr': 0.05,             # of the biases (SGD), for the same sum
@@ -54,7 +54,7 @@ hyp = {
         'label_smoothing': 0.2,
     },
     'ema': {'decay': 0.8},           # per step, of the averaged weights, which are tested
-    'tta': {'share': 0.25},          # of the test images, the least certain, are seen in six views
+    'tta': {'share': 0.25},          # of the test images, the least certain, are seen in up to six views
     'run': {
         'runs': 20,                  # each with its own seed; 0 prints the summary of run.log
         'seed': 0,                   # of the first run
@@ -72,7 +72,7 @@ hyp = {
 #               Augmentation                #
 #############################################
 def reflect(places, size):
-    """Places that are not in 0 to size - 1, mirrored at these: -1 -> 1, size -> size - 2."""
+    """Mirrors places outside of 0 to size - 1 at the ends: -1 -> 1, size -> size - 2."""
     last = size - 1
     return last - (last - places.abs()).abs()
 
@@ -153,7 +153,7 @@ class Net(nn.Module):
         bias = self.whiten.bias if train_whiten else self.whiten.bias.detach()
         x = F.gelu(F.conv2d(x, self.whiten.weight, bias))
         maps = self.group3(self.group2(self.group1(x))).flatten(2)
-        largest = maps.max(2).values  # not amax, whose compiled backward can divide by 0
+        largest = maps.max(2).values
         x = torch.cat((largest, maps.mean(2)), 1)  # global max and average pooling, as in fastai
         return self.head(x / maps.shape[1])
 
@@ -173,7 +173,7 @@ def init(net, images):
     # Both signs of the eigenvectors of the patches' covariance, scaled to a variance of 1.
     patches = ((images - net.mean) / net.std).unfold(2, 2, 1).unfold(3, 2, 1)  # [n, C, H - 1, W - 1, 2, 2]
     patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)  # [n * (H - 1) * (W - 1), C * 4]
-    eigenvalues, eigenvectors = torch.linalg.eigh((patches.T @ patches / len(patches)).cpu())  # mps has no eigh
+    eigenvalues, eigenvectors = torch.linalg.eigh((patches.T @ patches / len(patches)).cpu())  # older mps has no eigh
     filters = (eigenvectors / (eigenvalues + 5e-4).sqrt()).T
     net.whiten.weight.copy_(torch.cat((filters, -filters)).view_as(net.whiten.weight))
 
@@ -181,8 +181,8 @@ def init(net, images):
 #                 Optimizer                 #
 #############################################
 def orthogonalize(update, dtype):
-    """update, whose singular values, as a matrix of len(update) rows, are pushed towards 1 by three Newton-Schulz steps
-    in dtype (Muon; Jordan, 2024). Very small ones stay small."""
+    """Takes update as a matrix of len(update) rows, and pushes its singular values towards 1 by three Newton-Schulz
+    steps in dtype (Muon; Jordan, 2024). Very small ones stay small."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = update.flatten(1)
     x = (x / (x.norm() + 1e-7)).to(dtype)  # no singular value is above 1
@@ -194,7 +194,7 @@ def orthogonalize(update, dtype):
 
 class Optimizer:
     """Muon for the weights of all layers but the last, SGD for that one and the biases, all with Nesterov momentum.
-    Each torch._foreach call is one operation on all tensors of a list."""
+    Each torch._foreach call works on all tensors of a list."""
     def __init__(self, net, dtype):
         params = [p for p in net.parameters() if p.requires_grad]
         matrices = [p for p in params if p.ndim > 1 and p is not net.head.weight]
@@ -257,7 +257,7 @@ def evaluate(net, split, autocast):
 
 def batches(last_losses, batch_size):
     """Yields, without end, the indices of the next batch and the number of the epoch. The first epochs see all images,
-    later ones those with the highest last losses."""
+    later ones those with the highest last losses. A rest that fills no batch is left out."""
     n = len(last_losses)
     for epoch in itertools.count():
         size = n if epoch < hyp['opt']['full_epochs'] else max(batch_size, round(hyp['opt']['hard_share'] * n))
@@ -269,9 +269,9 @@ def batches(last_losses, batch_size):
 def build(data, device, dtype):
     """What all runs share: train(seed), which trains the network anew and tests it, and the network.
 
-    On a GPU, step and evaluate become CUDA graphs: they run once, and then their operations are repeated at the same
+    On a GPU, step and evaluate become CUDA graphs: their operations are recorded once, and then repeated at the same
     addresses. So they have no .item(), no mask as an index, no Python number that changes from step to step, and make
-    tensors with device=. What they read, and what lasts, lies in the tensors that are made here."""
+    tensors with device=. What they read lies in tensors that last: those that are made here, and those of data."""
     torch.backends.cudnn.benchmark = True  # on a GPU, try the algorithms of a convolution and take the fastest
     opt = hyp['opt']
     images, labels = data['train']['images'], data['train']['labels']
@@ -333,8 +333,8 @@ def build(data, device, dtype):
     return train, net
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Nothing below depends on the data set, and it is the same in all three scripts. It uses SCRIPT, hyp and build() from
-# above, and gives memory_format(), capture() and progress().
+# Nothing below depends on the data set, and it is the same in all three scripts. It uses SCRIPT, hyp, build() and
+# the imports from above, and gives memory_format(), capture() and progress().
 
 #############################################
 #                   Setup                   #
@@ -364,8 +364,8 @@ def override(arguments):
     """Sets values of hyp from arguments like 'opt.epochs=2'. A name or a type that does not fit ends the program."""
     known = {f'{group}.{name}': (values, name) for group, values in hyp.items() for name in values}
     for argument in arguments:
-        key, _, text = argument.partition('=')
-        if key not in known:
+        key, equals, text = argument.partition('=')
+        if key not in known or not equals:
             nearest = difflib.get_close_matches(key, known, cutoff=0)[0]
             sys.exit(f'{argument}: there is no such value in hyp; the nearest is {nearest}')
         values, name = known[key]
@@ -381,9 +381,9 @@ def pick_device():
     dtype = 'float32'
     if device.type == 'cuda':
         card = int(WORLD.get('LOCAL_RANK', 0)) % max(1, torch.cuda.device_count())
-        device = torch.device('cuda', device.index or card)
+        device = torch.device('cuda', card if device.index is None else device.index)
         torch.cuda.set_device(device)
-        if torch.cuda.get_device_capability() >= (8, 0):  # is_bf16_supported() counts what a T4 emulates
+        if torch.cuda.get_device_capability() >= (8, 0):  # is_bf16_supported() is True for a T4, too
             dtype = 'bfloat16'
         elif any(name in torch.cuda.get_device_name() for name in ('V100', 'Tesla T4', 'RTX')):  # not a GTX 16xx
             dtype = 'float16'
@@ -391,7 +391,7 @@ def pick_device():
         units = getattr(torch.cpu, 'get_capabilities', dict)()  # from torch 2.11 on
         if any(units.get(unit) for unit in ('amx_bf16', 'avx512_bf16', 'bf16')):
             dtype = 'bfloat16'
-        if sys.platform == 'linux':  # keep freed memory, which saves up to a third of the time
+        if sys.platform == 'linux':  # keep freed memory: to get it anew takes time
             ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
             ctypes.CDLL(None).mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     if hyp['run']['dtype'] == 'auto':
@@ -399,7 +399,7 @@ def pick_device():
     return device, None if hyp['run']['dtype'] == 'float32' else getattr(torch, hyp['run']['dtype'])
 
 def memory_format(device):
-    """channels_last, which convolutions are fastest in; on mps it gives wrong gradients."""
+    """channels_last, in which convolutions are fastest; on mps it gives wrong gradients of BatchNorm."""
     return torch.contiguous_format if device.type == 'mps' else torch.channels_last
 
 def capture(function, device):
@@ -449,7 +449,7 @@ def read_torchvision(name, folder, private):
     return data | {'classes': dataset.classes}
 
 def read_picture(path):
-    """A picture as a person sees it, upright and on white; of it the middle, scaled to data.shape: uint8 [C, H, W]."""
+    """The middle of a picture, upright and on white, scaled to data.shape: uint8 [C, H, W]."""
     from PIL import Image, ImageOps
     from torchvision.transforms.functional import pil_to_tensor
     channels, height, width = hyp['data']['shape']
@@ -457,7 +457,7 @@ def read_picture(path):
         picture = ImageOps.exif_transpose(Image.open(path))
         assert picture.mode not in ('I', 'F'), 'its pixels have 32 bits; wanted: 8 or 16'
         if picture.mode.startswith('I;16'):  # Pillow would make these white
-            picture = picture.point(lambda value: value * (1 / 257)).convert('L')
+            picture = picture.convert('I').point(lambda value: value * (1 / 257)).convert('L')
         if picture.has_transparency_data:
             picture = picture.convert('RGBA')
             picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture)
@@ -473,8 +473,8 @@ def read_folder(folder):
         paths = [Path(path) for path in sorted(glob.glob('**/*', root_dir=source, recursive=True))]  # no hidden ones
         paths = [path for path in paths if (source / path).is_file() and path.suffix not in ('.db', '.ini')]  # Windows'
         classes = sorted({path.parts[0] for path in paths})
-        if data.setdefault('classes', classes) != classes:
-            sys.exit(f'{source}: its classes are {classes}, those of train are {data["classes"]}')
+        if data.setdefault('classes', classes) != classes or any(len(path.parts) == 1 for path in paths):
+            sys.exit(f'{source}: found {classes}; wanted: only folders, one for each class, the same in train and test')
         print(f'{source}: reading {len(paths)} pictures of {classes}', flush=True)
         images = torch.stack([read_picture(source / path) for path in paths])
         data[split] = {'images': images, 'labels': torch.tensor([classes.index(path.parts[0]) for path in paths])}
@@ -506,7 +506,7 @@ def load_data(device):
         data = synthesize(hyp['data']['shape'])
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, suffix='.part') as private:  # two starts at once do not meet there
+        with tempfile.TemporaryDirectory(dir=folder, suffix='.part') as private:  # of this start alone
             if (folder / name / 'train').exists():
                 data = read_folder(folder / name)
             elif name in SETS:
@@ -540,7 +540,7 @@ def progress(step, steps, loss):
     now = time.perf_counter()
     if now - clock['line'] > 10:
         left = (now - clock['start']) / (step + 1) * (steps - step - 1)
-        print(f'step {step + 1} of {steps}  loss {loss.item():.4f}  {left:.0f} s left', flush=True)
+        print(f'step {step + 1} of {steps}  loss {loss.item():.4f}  at least {left:.0f} s left', flush=True)
         clock['line'] = now
 
 def interval(*samples):
@@ -578,7 +578,7 @@ def report(header, runs, baseline):
           f'time_s={statistics.median(run["time_s"] for run in runs):.3f}  target={target}  met={met}', flush=True)
 
 def recipe(header):
-    """The lines that make for a log's numbers: the code above the machinery, and the values."""
+    """What a log's numbers depend on, as lines: the code above the machinery, and the values."""
     values = {f'{group}.{name}': value for group, values in header['hyp'].items() for name, value in values.items()
               if group != 'run' or name in ('dtype', 'holdout')}
     lines = [f'{key}={json.dumps(value)}' for key, value in values.items() if key != 'data.dir']
