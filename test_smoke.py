@@ -659,8 +659,9 @@ def test_ctrl_c():
     found = run('mnist_fast', *TINY, 'run.runs=9', 'run.log=log.jsonl', 'run.save=net.pt2', progress=progress)
     assert summary(found.out)['runs'] == '2' and len(read_log()[1]) == 2 and not Path('net.pt2').read_bytes()
 
-def test_two_processes():
+def test_two_processes(monkeypatch):
     """torchrun's processes share the runs: one summary of all, and the log has them. Generated images need no file."""
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
     arguments = *TINY, 'data.name=Synthetic', 'opt.epochs=0.05', 'run.runs=3', 'run.log=log.jsonl'
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
     done = subprocess.run([*command, HERE / 'mnist_fast.py', *arguments], capture_output=True, text=True)
