@@ -316,15 +316,15 @@ def override(arguments):
     known = {f'{group}.{name}': (values, name) for group, values in hyp.items() for name in values}
     for argument in arguments:
         key, equals, text = argument.partition('=')
-        if key not in known or not equals:
+        if key not in known:
             nearest = difflib.get_close_matches(key, known, cutoff=0)[0]
             sys.exit(f'{argument}: there is no such value in hyp; the nearest is {nearest}')
         values, name = known[key]
         kind = type(values[name])
         try:
-            values[name] = kind(text) if kind in (str, int, float) else kind(ast.literal_eval(text))
+            values[name] = kind(text) if equals and kind in (str, int, float) else kind(ast.literal_eval(text))
         except (SyntaxError, TypeError, ValueError):
-            sys.exit(f'{argument}: {key} takes a value of type {kind.__name__}, like {values[name]}')
+            sys.exit(f'{argument}: {key} takes a value of type {kind.__name__}, like {values[name]!r}')
 
 def pick_device():
     """The device, a GPU of its own for each of torchrun's processes, and the dtype of autocast; None is float32."""
@@ -425,7 +425,7 @@ def read_folder(folder):
         paths = [path for path in paths if (source / path).is_file() and path.suffix not in ('.db', '.ini')]  # Windows'
         classes = sorted({path.parts[0] for path in paths})
         if data.setdefault('classes', classes) != classes or any(len(path.parts) == 1 for path in paths):
-            sys.exit(f'{source}: found {classes}; wanted: only folders, one for each class, the same in train and test')
+            sys.exit(f'{source} has {classes}, train has {data["classes"]}; wanted: the same in both, and only folders')
         print(f'{source}: reading {len(paths)} pictures of {classes}', flush=True)
         images = torch.stack([read_picture(source / path) for path in paths])
         data[split] = {'images': images, 'labels': torch.tensor([classes.index(path.parts[0]) for path in paths])}
